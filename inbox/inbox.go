@@ -122,7 +122,7 @@ func Window(ctx context.Context, db outbox.Querier) (since, until time.Time, err
 		return since, until, errorf("partitions", err)
 	}
 	if s == nil || u == nil {
-		return since, until, errors.New("inbox: there is no partition: call PreparePartitions")
+		return since, until, errNoPartition
 	}
 	return *s, *u, nil
 }

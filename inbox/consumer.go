@@ -1,0 +1,323 @@
+package inbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// startTimeout bounds the checks that Run makes before it consumes, and the last
+// commit of offsets and the farewell to the group when it ends.
+const startTimeout = 10 * time.Second
+
+// windowAge is how old the consumer's knowledge of the inbox's partitions may be.
+const windowAge = time.Minute
+
+// maxSkew is how far ahead of this machine's clock an event's id may be.
+const maxSkew = 24 * time.Hour
+
+// Consumer consumes topics into the inbox. [New] makes one, [Consumer.Run] runs it.
+type Consumer struct {
+	cfg Config
+	now func() time.Time
+
+	// mu is held during each transaction and by the callbacks of a rebalance. It
+	// guards what follows.
+	mu     sync.Mutex
+	client *kgo.Client
+	queue  *queue
+	joined bool  // partitions were assigned since Run began, perhaps none
+	fault  error // why the database cannot work; nil while it can
+	since  time.Time
+	until  time.Time
+	read   time.Time // when since and until were read
+
+	// limit is the size of the next batch. It halves when a batch fails for a reason
+	// that is no fault, down to the culprit, and doubles with each success.
+	limit int
+}
+
+// New checks cfg and makes a consumer. It connects to nothing.
+func New(cfg Config) (*Consumer, error) {
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	return &Consumer{cfg: cfg, now: time.Now, queue: newQueue(), limit: cfg.MaxBatch}, nil
+}
+
+// Run consumes until ctx is done, then finishes the transaction in hand, commits the
+// offsets, leaves the group and returns nil. It returns an error at once if the
+// brokers cannot be reached within 10 s or a topic does not exist. Later faults of Kafka or the
+// database are waited out. It may be called once.
+func (c *Consumer) Run(ctx context.Context) error {
+	opts := append([]kgo.Opt{
+		kgo.SeedBrokers(c.cfg.Brokers...),
+		kgo.ConsumerGroup(c.cfg.Group),
+		kgo.ConsumeTopics(c.cfg.Topics...),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.SessionTimeout(c.cfg.SessionTimeout),
+		kgo.HeartbeatInterval(c.cfg.SessionTimeout / 6),
+		kgo.AutoCommitMarks(),
+		kgo.AutoCommitInterval(time.Second),
+		kgo.BlockRebalanceOnPoll(),
+		kgo.FetchMaxBytes(16 << 20),
+		kgo.OnPartitionsAssigned(c.assigned),
+		kgo.OnPartitionsRevoked(c.revoked),
+		kgo.OnPartitionsLost(c.lost),
+	}, c.cfg.ClientOptions...)
+	if c.cfg.InstanceID != "" {
+		opts = append(opts, kgo.InstanceID(c.cfg.InstanceID))
+	}
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		return errorf("kafka client", err)
+	}
+	defer client.CloseAllowingRebalance()
+	if err := c.checkTopics(ctx, client); err != nil {
+		if ctx.Err() != nil {
+			return nil
+		}
+		return err
+	}
+	c.mu.Lock()
+	c.client = client
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.client, c.joined = nil, false
+		c.mu.Unlock()
+	}()
+
+	for ctx.Err() == nil {
+		wake := c.work(ctx)
+		c.poll(ctx, wake)
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
+	defer cancel()
+	if err := client.CommitMarkedOffsets(end); err != nil {
+		c.cfg.Logger.Warn("inbox: last offsets not committed; their records come again and are skipped", "error", err)
+	}
+	return nil
+}
+
+func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	topics, err := kadm.NewClient(client).ListTopics(ctx, c.cfg.Topics...)
+	if err != nil {
+		return fmt.Errorf("inbox: no answer from Kafka at %v: check the address and that a broker runs there: %w", c.cfg.Brokers, err)
+	}
+	for _, t := range c.cfg.Topics {
+		if err := topics[t].Err; err != nil {
+			return fmt.Errorf("inbox: topic %q: create it first: %w", t, err)
+		}
+	}
+	return nil
+}
+
+// Ready is nil when the consumer can work: it runs, is a member of its group, a
+// broker answers, and the last transaction did not meet a fault.
+func (c *Consumer) Ready(ctx context.Context) error {
+	c.mu.Lock()
+	client, joined, fault := c.client, c.joined, c.fault
+	c.mu.Unlock()
+	switch {
+	case client == nil:
+		return errors.New("inbox: the consumer does not run")
+	case fault != nil:
+		return errorf("waiting for the database", fault)
+	case !joined:
+		return errors.New("inbox: not yet a member of the consumer group")
+	}
+	if err := client.Ping(ctx); err != nil {
+		return errorf("no broker answers", err)
+	}
+	return nil
+}
+
+// poll waits for records, until wake if that is set, and queues them.
+func (c *Consumer) poll(ctx context.Context, wake time.Time) {
+	if !wake.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, wake.Sub(c.now()))
+		defer cancel()
+		// Items wait for their retry; do not gather the rest of Kafka behind them.
+		if c.pending() >= 20*c.cfg.MaxBatch {
+			<-ctx.Done()
+			return
+		}
+	}
+	fetches := c.client.PollRecords(ctx, c.cfg.MaxBatch)
+	defer c.client.AllowRebalance()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fetches.EachError(func(topic string, p int32, err error) {
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, kgo.ErrClientClosed) {
+			return
+		}
+		c.cfg.Logger.Error("inbox: fetch failed", "topic", topic, "partition", p, "error", err)
+	})
+	fetches.EachRecord(func(r *kgo.Record) {
+		c.queue.add(partition{r.Topic, r.Partition}, parse(r, c.cfg.Decode))
+	})
+}
+
+func (c *Consumer) pending() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queue.size
+}
+
+// work runs transactions until nothing is ready, and returns when something will be.
+// A fault of the database is waited out here, with c.mu free, so that a rebalance
+// can take partitions away meanwhile.
+func (c *Consumer) work(ctx context.Context) time.Time {
+	backoff := 50 * time.Millisecond
+	for ctx.Err() == nil {
+		ran, wake, fault := c.step(ctx)
+		if fault == nil {
+			backoff = 50 * time.Millisecond
+			if !ran {
+				return wake
+			}
+			continue
+		}
+		c.cfg.Logger.Warn("inbox: the database cannot work; trying again", "in", backoff, "error", fault)
+		if c.cfg.Hooks.Fault != nil {
+			c.cfg.Hooks.Fault(fault)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(jitter(backoff)):
+		}
+		backoff = min(2*backoff, c.cfg.FaultBackoff)
+	}
+	return time.Time{}
+}
+
+// step runs one transaction on what is ready; if nothing is, wake is when something will be. It outlives ctx: once begun, it ends
+// by its own timeout only.
+func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	batch, wake := c.queue.ready(c.now(), c.limit)
+	if len(batch) == 0 {
+		return false, wake, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Timeout)
+	defer cancel()
+
+	start := time.Now()
+	a := &attempt{c: c, items: batch}
+	err := c.remember(ctx, batch)
+	if err == nil {
+		err = a.run(ctx)
+	}
+	switch {
+	case err == nil:
+		c.fault = nil
+		a.settle()
+		c.limit = min(2*c.limit, c.cfg.MaxBatch)
+		c.queue.settle(func(r *kgo.Record) { c.client.MarkCommitRecords(r) })
+		if h := c.cfg.Hooks.Committed; h != nil {
+			h(a.done, a.repeated, len(a.letters), time.Since(start))
+		}
+	case isFault(err):
+		c.fault, c.read = err, time.Time{}
+		return true, wake, err
+	case len(batch) > 1:
+		c.limit = len(batch) / 2
+	default:
+		c.fail(batch[0], err)
+	}
+	return true, wake, nil
+}
+
+// remember reads which ids the inbox can judge, and rejects events that it cannot.
+func (c *Consumer) remember(ctx context.Context, batch []*item) error {
+	if now := c.now(); c.read.IsZero() || now.Sub(c.read) > windowAge {
+		since, until, err := Window(ctx, c.cfg.Pool)
+		if err != nil {
+			return err
+		}
+		c.since, c.until, c.read = since, until, now
+	}
+	for _, it := range batch {
+		if !it.hasID {
+			continue
+		}
+		rejected, fault := judge(it.event.ID, c.since, c.until, c.now())
+		if fault != nil {
+			return fault
+		}
+		if rejected != nil {
+			it.hasID, it.rejected = false, rejected
+		}
+	}
+	return nil
+}
+
+// judge tells whether an inbox that remembers from since until until can tell an id new
+// from seen: rejected if it never can, fault if it could once partitions are prepared.
+func judge(id uuid.UUID, since, until, now time.Time) (rejected, fault error) {
+	t := idTime(id)
+	at := t.UTC().Format(time.RFC3339)
+	switch {
+	case t.Before(since):
+		return fmt.Errorf("%w: its id is of %s, the inbox begins at %s", ErrTooOld, at, since.UTC().Format(time.RFC3339)), nil
+	case t.After(now.Add(maxSkew)):
+		return fmt.Errorf("the event id is of %s, in the future: check the sender's clock", at), nil
+	case !t.Before(until):
+		return nil, fmt.Errorf("%w for %s", errNoPartition, at)
+	}
+	return nil, nil
+}
+
+// fail counts a failed attempt of an event and sets the next one, or gives up.
+func (c *Consumer) fail(it *item, err error) {
+	it.failures++
+	if it.failures >= c.cfg.MaxAttempts || IsPermanent(err) {
+		it.rejected, it.retryAt = err, time.Time{}
+		return
+	}
+	it.retryAt = c.now().Add(jitter(c.cfg.RetryBackoff << (it.failures - 1)))
+	c.cfg.Logger.Info("inbox: event failed; trying again", "event", it.event.ID, "type", it.event.Type, "attempts", it.failures, "error", err)
+	if c.cfg.Hooks.Retry != nil {
+		c.cfg.Hooks.Retry(it.event, it.failures, err)
+	}
+}
+
+// jitter spreads a wait over its last quarter, so that instances do not march in step.
+func jitter(d time.Duration) time.Duration {
+	return d - rand.N(d/4+1)
+}
+
+func (c *Consumer) assigned(context.Context, *kgo.Client, map[string][]int32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.joined = true
+}
+
+// revoked waits for the transaction in hand (c.mu), so that the offsets of all that
+// was handled are committed before another instance starts from them.
+func (c *Consumer) revoked(ctx context.Context, client *kgo.Client, lost map[string][]int32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue.drop(lost)
+	if err := client.CommitMarkedOffsets(ctx); err != nil {
+		c.cfg.Logger.Warn("inbox: offsets not committed before a rebalance; their records come again and are skipped", "error", err)
+	}
+}
+
+func (c *Consumer) lost(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.queue.drop(lost)
+}

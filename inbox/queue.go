@@ -1,0 +1,211 @@
+package inbox
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// item is a record that the consumer holds, from the poll until its offset is marked.
+type item struct {
+	record *kgo.Record
+	event  Event
+	// rejected, if set, is why the record can never work: it becomes a dead letter.
+	rejected error
+	hasID    bool // event.ID is usable: it goes into the inbox
+
+	done     bool
+	failures int       // attempts that failed by an error of unknown kind
+	retryAt  time.Time // not before; zero: at once
+}
+
+// maxBytes bounds the payloads of one transaction.
+const maxBytes = 8 << 20
+
+// queue holds the records in hand, by partition, in the order of their offsets.
+type queue struct {
+	parts map[partition]*[]*item
+	order []partition // in which partitions were first seen: fair and stable
+	size  int         // items that are not done
+}
+
+type partition struct {
+	topic  string
+	number int32
+}
+
+func newQueue() *queue { return &queue{parts: map[partition]*[]*item{}} }
+
+func (q *queue) add(p partition, it *item) {
+	items, ok := q.parts[p]
+	if !ok {
+		items = new([]*item)
+		q.parts[p] = items
+		q.order = append(q.order, p)
+	}
+	*items = append(*items, it)
+	q.size++
+}
+
+// drop forgets partitions that now belong to another instance.
+func (q *queue) drop(lost map[string][]int32) {
+	for topic, numbers := range lost {
+		for _, n := range numbers {
+			p := partition{topic, n}
+			items, ok := q.parts[p]
+			if !ok {
+				continue
+			}
+			for _, it := range *items {
+				if !it.done {
+					q.size--
+				}
+			}
+			delete(q.parts, p)
+			for i, o := range q.order {
+				if o == p {
+					q.order = append(q.order[:i:i], q.order[i+1:]...)
+					break
+				}
+			}
+		}
+	}
+}
+
+// ready takes up to limit items that may run now, in order. An item that waits for
+// its retry holds back the later ones with its key in its partition. An item that
+// has failed before runs alone. A batch also ends at maxBytes of payload. If nothing is ready, wake is when something will be;
+// zero if nothing waits.
+func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) {
+	bytes := 0
+	for _, p := range q.order {
+		var held map[string]bool
+		hold := func(it *item) {
+			if held == nil {
+				held = map[string]bool{}
+			}
+			held[it.event.Key] = true
+		}
+		for _, it := range *q.parts[p] {
+			switch {
+			case it.done:
+			case held[it.event.Key] && it.record.Key != nil:
+			case it.retryAt.After(now):
+				hold(it)
+				if wake.IsZero() || it.retryAt.Before(wake) {
+					wake = it.retryAt
+				}
+			case it.failures > 0 && it.rejected == nil:
+				if len(batch) == 0 {
+					return []*item{it}, time.Time{}
+				}
+				hold(it)
+			default:
+				bytes += len(it.record.Value)
+				if batch = append(batch, it); len(batch) == limit || bytes >= maxBytes {
+					return batch, time.Time{}
+				}
+			}
+		}
+	}
+	return batch, wake
+}
+
+// settle removes the handled items at the head of each partition, calls mark with
+// the last of them, and so never passes an item that is not done.
+func (q *queue) settle(mark func(*kgo.Record)) {
+	for _, items := range q.parts {
+		n := 0
+		for n < len(*items) && (*items)[n].done {
+			n++
+		}
+		if n == 0 {
+			continue
+		}
+		mark((*items)[n-1].record)
+		rest := (*items)[n:]
+		if len(rest) == 0 {
+			rest = nil
+		}
+		*items = rest
+	}
+}
+
+func (q *queue) finish(it *item) {
+	it.done = true
+	q.size--
+}
+
+// parse reads a record's envelope. What it rejects can never become right.
+func parse(r *kgo.Record, decode func(Event) (any, error)) *item {
+	it := &item{record: r, event: Event{
+		Key: string(r.Key), Topic: r.Topic, Partition: r.Partition, Offset: r.Offset,
+		Timestamp: r.Timestamp, Payload: r.Value,
+	}}
+	rawID := ""
+	for _, h := range r.Headers {
+		switch h.Key {
+		case "id":
+			rawID = string(h.Value)
+		case "type":
+			it.event.Type = string(h.Value)
+		case "traceparent":
+			it.event.Traceparent = string(h.Value)
+		}
+	}
+	id, err := uuid.Parse(rawID)
+	switch {
+	case rawID == "":
+		it.rejected = errors.New(`the record has no header "id": it was not sent through an outbox`)
+	case err != nil || id.Version() != 7 || len(rawID) != 36:
+		it.rejected = fmt.Errorf("the event id %.100q is not a UUIDv7", rawID)
+	case strings.IndexByte(it.event.Type, 0) >= 0:
+		it.rejected = errors.New(`the header "type" has a NUL byte`)
+	default:
+		it.event.ID, it.hasID = id, true
+		if it.event.Body, err = decodeSafely(decode, it.event); err != nil {
+			it.rejected = err
+		}
+	}
+	return it
+}
+
+// decodeSafely turns a panic of the caller's decoder into a rejection: the record
+// would panic every time it is read.
+func decodeSafely(decode func(Event) (any, error), ev Event) (body any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("decoding the payload panicked: %v", p)
+		}
+	}()
+	return decode(ev)
+}
+
+// header returns a header's value as text that PostgreSQL can hold.
+func header(r *kgo.Record, key string) string {
+	for _, h := range r.Headers {
+		if h.Key == key {
+			return clean(string(h.Value))
+		}
+	}
+	return ""
+}
+
+// clean makes text that PostgreSQL can hold: UTF-8 without NUL, of bounded length.
+func clean(s string) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	if len(s) > 2000 {
+		s = strings.ToValidUTF8(s[:2000], "") + "…"
+	}
+	return s
+}
+
+// idTime is the time in a UUIDv7, to the millisecond.
+func idTime(id uuid.UUID) time.Time {
+	ms := int64(id[0])<<40 | int64(id[1])<<32 | int64(id[2])<<24 | int64(id[3])<<16 | int64(id[4])<<8 | int64(id[5])
+	return time.UnixMilli(ms)
+}
