@@ -22,6 +22,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -149,7 +150,7 @@ func (e Event) validate() error {
 			return fmt.Errorf("%q is not text without NUL bytes", s)
 		}
 	}
-	if strings.IndexByte(string(e.Payload), 0) >= 0 {
+	if bytes.IndexByte(e.Payload, 0) >= 0 {
 		return errors.New("the payload has a NUL byte, which PostgreSQL's text cannot hold")
 	}
 	return nil
