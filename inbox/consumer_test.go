@@ -1,0 +1,548 @@
+package inbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"outboxsaga/inbox"
+	"outboxsaga/outbox"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/goleak"
+)
+
+// rig is a database with an effects table, a topic, and handlers whose effect is one
+// row an event. What an event does is said by its payload.
+type rig struct {
+	t     *testing.T
+	pool  *pgxpool.Pool
+	topic string
+	kafka *kgo.Client
+
+	mu    sync.Mutex
+	tries map[string]int // payload → how often it was handled
+}
+
+func newRig(t *testing.T) *rig {
+	t.Helper()
+	url, brokers := database(t), brokers(t)
+	pool, err := pgxpool.New(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	_, err = pool.Exec(t.Context(), `CREATE TABLE effects (n bigserial, event_id uuid NOT NULL, key text NOT NULL, payload text NOT NULL CHECK (payload <> 'sql breaks'))`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.Close)
+	return &rig{t: t, pool: pool, topic: topic(t, 3), kafka: client, tries: map[string]int{}}
+}
+
+// verdict is what the handlers make of a payload.
+func (r *rig) verdict(payload string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tries[payload]++
+	switch {
+	case strings.HasPrefix(payload, "fails twice") && r.tries[payload] <= 2, strings.HasPrefix(payload, "fails always"):
+		return errors.New("not today")
+	case strings.HasPrefix(payload, "permanent"):
+		return fmt.Errorf("handler: %w", inbox.Permanent(errors.New("never")))
+	case strings.HasPrefix(payload, "panics twice") && r.tries[payload] <= 2:
+		panic("boom")
+	}
+	return nil
+}
+
+func (r *rig) each(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
+	if _, err := tx.Exec(ctx, `INSERT INTO effects (event_id, key, payload) VALUES ($1, $2, $3)`, ev.ID, ev.Key, string(ev.Payload)); err != nil {
+		return err
+	}
+	if err := r.verdict(string(ev.Payload)); err != nil {
+		return err
+	}
+	return outbox.Write(ctx, tx, answer(ev))
+}
+
+func answer(ev inbox.Event) outbox.Event {
+	return outbox.Event{ID: outbox.NewID(), Topic: "answers", AggregateType: "test", AggregateID: ev.Key, Type: "answered", Payload: ev.Payload}
+}
+
+type batch struct {
+	rig                 *rig
+	ids, keys, payloads []string
+}
+
+func (b *batch) Load(q *pgx.Batch) { q.Queue(`SELECT 1`) }
+
+func (b *batch) Decide(ev inbox.Event) ([]outbox.Event, error) {
+	if err := b.rig.verdict(string(ev.Payload)); err != nil {
+		return nil, err
+	}
+	b.ids, b.keys, b.payloads = append(b.ids, ev.ID.String()), append(b.keys, ev.Key), append(b.payloads, string(ev.Payload))
+	return []outbox.Event{answer(ev)}, nil
+}
+
+func (b *batch) Save(q *pgx.Batch) {
+	q.Queue(`INSERT INTO effects (event_id, key, payload) SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])`, b.ids, b.keys, b.payloads)
+}
+
+// bothModes runs a test with the batch handler and with the one-event handler.
+func bothModes(t *testing.T, test func(t *testing.T, r *rig, cfg inbox.Config)) {
+	t.Run("batch", func(t *testing.T) {
+		r := newRig(t)
+		cfg := r.config()
+		cfg.Batch = func([]inbox.Event) inbox.Batch { return &batch{rig: r} }
+		test(t, r, cfg)
+	})
+	t.Run("each", func(t *testing.T) {
+		r := newRig(t)
+		cfg := r.config()
+		cfg.Each = r.each
+		test(t, r, cfg)
+	})
+}
+
+func (r *rig) config() inbox.Config {
+	return inbox.Config{
+		Pool: r.pool, Brokers: brokers(r.t), Group: "group-" + r.topic, Topics: []string{r.topic},
+		RetryBackoff: 2 * time.Millisecond, FaultBackoff: 200 * time.Millisecond, MaxBatch: 64,
+		Logger: slog.New(slog.DiscardHandler),
+		DeadLetter: func(d inbox.DeadLetter) (outbox.Event, error) {
+			return outbox.Event{ID: d.ID, Topic: "dlt", AggregateType: "test", AggregateID: "k", Type: "dead", Payload: []byte(d.Error)}, nil
+		},
+	}
+}
+
+// start runs a consumer; the test's end stops it and checks how it ended.
+func (r *rig) start(cfg inbox.Config) (c *inbox.Consumer, stop func()) {
+	r.t.Helper()
+	c, err := inbox.New(cfg)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				r.t.Errorf("Run: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			r.t.Error("Run did not end")
+		}
+	})
+	r.t.Cleanup(stop)
+	return c, stop
+}
+
+func event(key, payload string) *kgo.Record {
+	return &kgo.Record{Key: []byte(key), Value: []byte(payload), Headers: []kgo.RecordHeader{
+		{Key: "id", Value: []byte(outbox.NewID().String())}, {Key: "type", Value: []byte("test")},
+	}}
+}
+
+func (r *rig) send(records ...*kgo.Record) {
+	r.t.Helper()
+	for _, rec := range records {
+		rec.Topic = r.topic
+	}
+	if err := r.kafka.ProduceSync(r.t.Context(), records...).FirstErr(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+func (r *rig) strings(sql string) []string {
+	r.t.Helper()
+	rows, err := r.pool.Query(r.t.Context(), sql)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	out, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return out
+}
+
+// eventually waits until sql returns want rows, of text.
+func (r *rig) eventually(want int, sql string) []string {
+	r.t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		got := r.strings(sql)
+		if len(got) == want {
+			return got
+		}
+		if len(got) > want || time.Now().After(deadline) {
+			r.t.Fatalf("%s: %d rows, want %d: %.500v", sql, len(got), want, got)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+const effects = `SELECT payload FROM effects ORDER BY n`
+
+func TestARecordDeliveredFiveTimesHasOneEffect(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		rec := event("k", "once")
+		again := func() *kgo.Record {
+			return &kgo.Record{Key: rec.Key, Value: rec.Value, Headers: rec.Headers}
+		}
+		r.send(again(), again(), event("k", "between"), again()) // within a batch
+		_, stop := r.start(cfg)
+		r.eventually(2, effects)
+		r.send(again()) // in a later batch
+		r.send(event("k", "last"))
+		r.eventually(3, effects)
+		stop()
+		// And once more after offsets were lost.
+		cfg.Group += "-again"
+		r.start(cfg)
+		r.send(event("k", "end"))
+		got := r.eventually(4, effects)
+		if want := []string{"once", "between", "last", "end"}; !slices.Equal(got, want) {
+			t.Errorf("effects %q, want %q", got, want)
+		}
+		if answers := r.strings(`SELECT payload FROM outbox`); len(answers) != 4 {
+			t.Errorf("answers %q, want one an effect", answers)
+		}
+	})
+}
+
+func TestAFailingEventNeitherLosesNorRepeatsTheOthers(t *testing.T) {
+	for _, bad := range []struct {
+		payload string
+		effect  bool // in the end
+		tries   int  // of the handler at least; 0: not counted
+	}{
+		{"fails twice", true, 3},
+		{"panics twice", true, 3},
+		{"fails always", false, 8},
+		{"permanent", false, 1},
+		{"sql breaks", false, 8},
+		{"payload with NUL \x00", false, 0},
+	} {
+		t.Run(strings.ReplaceAll(bad.payload, "\x00", ""), func(t *testing.T) {
+			bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+				var want []string
+				for i := range 40 {
+					payload := fmt.Sprint("good ", i)
+					if i == 20 {
+						r.send(event("culprit", bad.payload))
+						if bad.effect {
+							want = append(want, bad.payload)
+						}
+					}
+					key := fmt.Sprint("key ", i%5)
+					if i == 21 {
+						key = "culprit" // waits behind the bad one
+					}
+					r.send(event(key, payload))
+					want = append(want, payload)
+				}
+				r.start(cfg)
+				got := r.eventually(len(want), effects)
+				if !bad.effect {
+					letters := r.eventually(1, `SELECT encode(payload, 'escape') || '|' || attempts FROM dead_letters`)
+					if bad.tries > 0 && letters[0] != fmt.Sprintf("%s|%d", bad.payload, bad.tries) {
+						t.Errorf("dead letter %q, want %d attempts", letters[0], bad.tries)
+					}
+					if announced := r.strings(`SELECT id::text FROM outbox WHERE topic = 'dlt'`); len(announced) != 1 {
+						t.Errorf("announced %v, want one", announced)
+					}
+				}
+				// Each key in its own order.
+				if culprit := r.strings(`SELECT payload FROM effects WHERE key = 'culprit' ORDER BY n`); bad.effect && !slices.Equal(culprit, []string{bad.payload, "good 21"}) {
+					t.Errorf("the culprit's key was handled as %q", culprit)
+				}
+				slices.Sort(want)
+				slices.Sort(got)
+				if !slices.Equal(got, want) {
+					t.Errorf("effects %q\nwant %q", got, want)
+				}
+				if ids := r.strings(`SELECT event_id::text FROM inbox`); len(ids) != 41 {
+					t.Errorf("%d ids in the inbox, want 41", len(ids))
+				}
+			})
+		})
+	}
+}
+
+// An event that is retried holds back its key, and nothing else of its partition.
+func TestOthersOfThePartitionDoNotWait(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		cfg.RetryBackoff, cfg.MaxAttempts = time.Second, 3
+		r.start(cfg)
+		on := func(rec *kgo.Record) *kgo.Record { rec.Topic, rec.Partition = r.topic, 1; return rec }
+		manual, err := kgo.NewClient(kgo.SeedBrokers(brokers(t)...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer manual.Close()
+		if err := manual.ProduceSync(t.Context(), on(event("slow", "fails always")), on(event("slow", "behind")), on(event("quick", "passes"))).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		r.eventually(1, effects)
+		if took := time.Since(start); took > 2*time.Second {
+			t.Errorf("another key waited %v for one that fails", took)
+		}
+		if got, want := r.eventually(2, effects), []string{"passes", "behind"}; !slices.Equal(got, want) {
+			t.Errorf("effects %q, want %q", got, want)
+		}
+	})
+}
+
+func TestPoisonGoesAsideAndThePartitionMovesOn(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		cfg.Decode = func(ev inbox.Event) (any, error) {
+			if !strings.HasPrefix(string(ev.Payload), "good") {
+				return nil, errors.New("not good")
+			}
+			return nil, nil
+		}
+		id := func(value string) *kgo.Record {
+			rec := event("k", "good but its id")
+			rec.Headers[0].Value = []byte(value)
+			return rec
+		}
+		old := outbox.NewID()
+		copy(old[:6], []byte{0x01, 0x6f, 0, 0, 0, 0}) // December 2019
+		future := outbox.NewID()
+		future[0]++
+		poison := []*kgo.Record{
+			{Value: []byte("no headers")}, {}, id(""), id("17"), id("\xff\x00"), id(uuid.NewString()), id(old.String()), id(future.String()),
+			event("k", "not JSON"), event("\xff\x00", "bad key"), event("k", strings.Repeat("x", 900_000)),
+			{Key: []byte("k"), Value: []byte("good type"), Headers: []kgo.RecordHeader{{Key: "id", Value: []byte(outbox.NewID().String())}, {Key: "type", Value: []byte("a\x00b")}}},
+		}
+		for i, p := range poison {
+			r.send(p, event("k", fmt.Sprint("good ", i)))
+		}
+		_, stop := r.start(cfg)
+		r.eventually(len(poison), effects)
+		r.eventually(len(poison), `SELECT error FROM dead_letters`)
+		stop()
+		// Read again from the start: nothing is put aside twice.
+		cfg.Group += "-again"
+		r.start(cfg)
+		r.send(event("k", "good end"))
+		r.eventually(len(poison)+1, effects)
+		if announced := r.strings(`SELECT id::text FROM outbox WHERE topic = 'dlt'`); len(announced) != len(poison) {
+			t.Errorf("%d dead letters announced, want %d", len(announced), len(poison))
+		}
+		if big := r.strings(`SELECT 'x' FROM dead_letters WHERE octet_length(payload) = 900000`); len(big) != 1 {
+			t.Error("the large payload is not kept whole")
+		}
+	})
+}
+
+func TestAFaultIsWaitedOut(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		faults := make(chan error, 1000)
+		cfg.Hooks.Fault = func(err error) { faults <- err }
+		c, _ := r.start(cfg)
+		r.send(event("k", "first"))
+		r.eventually(1, effects)
+		if err := c.Ready(t.Context()); err != nil {
+			t.Errorf("ready: %v", err)
+		}
+		exec := func(sql string) {
+			t.Helper()
+			if _, err := r.pool.Exec(t.Context(), sql); err != nil {
+				t.Fatal(err)
+			}
+		}
+		exec(`ALTER TABLE effects RENAME TO hidden`) // no event is to blame for that
+		for i := range 10 {
+			r.send(event("k", fmt.Sprint("later ", i)))
+		}
+		for range 4 {
+			<-faults
+		}
+		if err := c.Ready(t.Context()); err == nil {
+			t.Error("ready while the database cannot work")
+		}
+		exec(`ALTER TABLE hidden RENAME TO effects`)
+		r.eventually(11, effects)
+		exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+		r.send(event("k", "last"))
+		got := r.eventually(12, effects)
+		if got[11] != "last" {
+			t.Errorf("effects %q", got)
+		}
+		if letters := r.strings(`SELECT error FROM dead_letters`); len(letters) != 0 {
+			t.Errorf("a fault made dead letters: %q", letters)
+		}
+	})
+}
+
+func TestInstancesShareTheWorkAndHandOver(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		const n = 3000
+		cfg.MaxBatch = 20
+		_, stopFirst := r.start(cfg)
+		go func() {
+			for i := range n {
+				rec := event(fmt.Sprint("key ", i%30), fmt.Sprint(i))
+				rec.Topic = r.topic
+				r.kafka.Produce(context.Background(), rec, nil)
+				if i%100 == 0 {
+					time.Sleep(10 * time.Millisecond)
+				}
+			}
+		}()
+		r.start(cfg)
+		deadline := time.Now().Add(20 * time.Second)
+		for len(r.strings(effects)) < n/3 && time.Now().Before(deadline) {
+			time.Sleep(5 * time.Millisecond)
+		}
+		stopFirst()
+		r.start(cfg)
+		got := r.eventually(n, effects)
+		slices.Sort(got)
+		if len(slices.Compact(got)) != n {
+			t.Errorf("%d different effects, want %d", len(slices.Compact(got)), n)
+		}
+		if bad := r.strings(`SELECT key FROM (SELECT key, payload::int AS seq, lag(payload::int) OVER (PARTITION BY key ORDER BY n) AS before FROM effects) x WHERE before > seq`); len(bad) != 0 {
+			t.Errorf("keys out of order: %q", bad)
+		}
+	})
+}
+
+func TestRedriveAndDiscard(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		cfg.MaxAttempts = 1
+		c, _ := r.start(cfg)
+		r.send(event("k", "fails twice"), event("k", "fails always"), &kgo.Record{Value: []byte("no event")})
+		r.eventually(3, `SELECT id::text FROM dead_letters`)
+		letters, err := c.DeadLetters(t.Context(), inbox.DeadLetterFilter{Status: inbox.Open})
+		if err != nil || len(letters) != 3 {
+			t.Fatalf("%v, %v", letters, err)
+		}
+		byPayload := map[string]uuid.UUID{}
+		for _, d := range letters {
+			byPayload[string(d.Payload)] = d.ID
+		}
+		twice, always, none := byPayload["fails twice"], byPayload["fails always"], byPayload["no event"]
+		if err := c.Redrive(t.Context(), twice, "me"); err == nil || !strings.Contains(err.Error(), "not today") {
+			t.Errorf("first redrive: %v", err)
+		}
+		if err := c.Redrive(t.Context(), twice, "me"); err != nil {
+			t.Errorf("second redrive: %v", err)
+		}
+		if err := c.Redrive(t.Context(), twice, "me"); !errors.Is(err, inbox.ErrResolved) {
+			t.Errorf("redriven again: %v", err)
+		}
+		if got := r.strings(effects); !slices.Equal(got, []string{"fails twice"}) {
+			t.Errorf("effects %q", got)
+		}
+		if err := c.Redrive(t.Context(), none, "me"); !errors.Is(err, inbox.ErrNoEvent) {
+			t.Errorf("no event: %v", err)
+		}
+		if err := c.Redrive(t.Context(), outbox.NewID(), "me"); !errors.Is(err, inbox.ErrNoDeadLetter) {
+			t.Errorf("unknown: %v", err)
+		}
+		if err := c.Discard(t.Context(), always, "me", ""); err == nil {
+			t.Error("discarded without a reason")
+		}
+		if err := c.Discard(t.Context(), always, "me", "a test"); err != nil {
+			t.Error(err)
+		}
+		if err := c.Redrive(t.Context(), always, "me"); !errors.Is(err, inbox.ErrResolved) {
+			t.Errorf("redriven after discard: %v", err)
+		}
+		got := r.strings(`SELECT encode(payload, 'escape') || ' ' || status || ' ' || attempts || ' ' || coalesce(resolved_by, '-') || ' ' || coalesce(reason, '-') FROM dead_letters ORDER BY 1`)
+		want := []string{"fails always discarded 1 me a test", "fails twice redriven 2 me -", "no event open 2 - -"}
+		if !slices.Equal(got, want) {
+			t.Errorf("dead letters %q\nwant %q", got, want)
+		}
+		if ids := r.strings(`SELECT event_id::text FROM inbox`); len(ids) != 2 {
+			t.Errorf("%d ids in the inbox, want 2", len(ids))
+		}
+	})
+}
+
+func TestRunRefusesWhatCannotWork(t *testing.T) {
+	r := newRig(t)
+	for name, c := range map[string]struct {
+		change func(*inbox.Config)
+		want   string
+	}{
+		"no broker": {func(c *inbox.Config) { c.Brokers = []string{"127.0.0.1:1"} }, "check the address"},
+		"no topic":  {func(c *inbox.Config) { c.Topics = append(c.Topics, "missing-topic") }, `topic "missing-topic": create it first`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := r.config()
+			cfg.Each = r.each
+			c.change(&cfg)
+			consumer, err := inbox.New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := consumer.Run(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("Run: %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestNewChecksItsConfig(t *testing.T) {
+	pool, err := pgxpool.New(t.Context(), "postgres://127.0.0.1:1/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	good := inbox.Config{Pool: pool, Brokers: []string{"x:1"}, Group: "g", Topics: []string{"t"},
+		Each: func(context.Context, pgx.Tx, inbox.Event) error { return nil }}
+	if _, err := inbox.New(good); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*inbox.Config){
+		"Pool":                func(c *inbox.Config) { c.Pool = nil },
+		"Brokers":             func(c *inbox.Config) { c.Brokers = nil },
+		"Group":               func(c *inbox.Config) { c.Group = "" },
+		"Topics":              func(c *inbox.Config) { c.Topics = nil },
+		"exactly one of":      func(c *inbox.Config) { c.Each = nil },
+		"MaxBatch is neg":     func(c *inbox.Config) { c.MaxBatch = -1 },
+		"RetryBackoff is neg": func(c *inbox.Config) { c.RetryBackoff = -1 },
+	} {
+		cfg := good
+		change(&cfg)
+		if _, err := inbox.New(cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+func TestRunLeavesNoGoroutine(t *testing.T) {
+	r := newRig(t)
+	before := goleak.IgnoreCurrent()
+	cfg := r.config()
+	cfg.Each = r.each
+	r.send(event("k", "x"))
+	_, stop := r.start(cfg)
+	r.eventually(1, effects)
+	stop()
+	r.pool.Reset() // its background health check may be replacing a connection
+	goleak.VerifyNone(t, before)
+}

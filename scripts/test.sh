@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Runs every test: formatting, go vet, staticcheck, and all Go tests with the race detector, on
+# real PostgreSQL, Kafka and Debezium that the tests start themselves, on free ports, beside
+# whatever runs already.
+#
+#   scripts/test.sh              everything (about 6 minutes on 2 cores)
+#   scripts/test.sh ./inbox/...  the tests of some packages only
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+need_go
+need_tools jdk maven jq kcat curl
+step() { printf '\n== %s\n' "$*"; }
+
+step "format"
+unformatted=$(git ls-files '*.go' | xargs gofmt -l)
+[ -z "$unformatted" ] || { printf 'not formatted, run gofmt -w on:\n%s\n' "$unformatted" >&2; exit 1; }
+
+step "go vet"
+go vet ./...
+
+step "staticcheck"
+go tool staticcheck ./...
+
+step "resolve the stack"
+go run ./cmd/outboxctl stack resolve
+
+race=-race
+if [ "$(go env CGO_ENABLED)" != 1 ] || ! command -v "$(go env CC)" >/dev/null; then
+  if [ -n "${CI:-}" ]; then need_tools gcc; else echo "no C compiler: the tests run without the race detector (install gcc to have it)" >&2; race=; fi
+fi
+packages=("$@")
+[ $# -gt 0 ] || packages=(./...)
+step "go test $race ${packages[*]}"
+# -p 2: each package with a stack of its own needs about 1 GiB and a core.
+go test $race -count=1 -timeout 14m -p 2 "${packages[@]}"
