@@ -1,0 +1,196 @@
+// Package connect speaks to Kafka Connect's REST API, as far as connectors of the
+// outbox need it.
+//
+// Connect says RUNNING also while nothing flows. [WaitStreaming] therefore asks
+// PostgreSQL as well: a connector streams when its slot is active.
+package connect
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Client is a client of one worker, which speaks for its cluster.
+type Client struct {
+	URL string // http://host:port
+}
+
+// Status is the state of a connector.
+type Status struct {
+	Name      string `json:"name"`
+	Connector State  `json:"connector"`
+	Tasks     []State
+}
+
+// State is the state of a connector or of a task of it.
+type State struct {
+	ID     int    `json:"id"`
+	State  string `json:"state"` // RUNNING, FAILED, PAUSED, UNASSIGNED, RESTARTING
+	Worker string `json:"worker_id"`
+	Trace  string `json:"trace"` // the Java stack trace of a failure
+}
+
+// Cause is the last cause in the trace, on one line.
+func (s State) Cause() string {
+	cause := ""
+	for line := range strings.Lines(s.Trace) {
+		line = strings.TrimSpace(line)
+		if cause == "" || strings.HasPrefix(line, "Caused by:") {
+			cause = strings.TrimPrefix(line, "Caused by: ")
+		}
+	}
+	return cause
+}
+
+// ErrNotFound: there is no connector of that name.
+var ErrNotFound = errors.New("there is no such connector")
+
+// File is a connector's configuration, as in connectors/NAME.json.
+type File struct {
+	Name   string // the file's name without .json; the connector's, and its database's
+	Config json.RawMessage
+}
+
+// Files reads the connectors of a folder.
+func Files(dir string) ([]File, error) {
+	names, err := filepath.Glob(filepath.Join(dir, "*.json"))
+	if err != nil || len(names) == 0 {
+		return nil, fmt.Errorf("no connectors in %s (%v)", dir, err)
+	}
+	files := make([]File, len(names))
+	for i, name := range names {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		if !json.Valid(text) {
+			return nil, fmt.Errorf("%s is not JSON", name)
+		}
+		files[i] = File{strings.TrimSuffix(filepath.Base(name), ".json"), text}
+	}
+	return files, nil
+}
+
+// Put registers a connector, or changes its configuration.
+func (c Client) Put(ctx context.Context, f File) error {
+	return c.call(ctx, http.MethodPut, "/connectors/"+f.Name+"/config", f.Config, nil)
+}
+
+// Delete removes a connector. Its slot and its offsets stay.
+func (c Client) Delete(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/connectors/"+name, nil, nil)
+}
+
+// Restart restarts what of the connector has failed, or all of it.
+func (c Client) Restart(ctx context.Context, name string, onlyFailed bool) error {
+	return c.call(ctx, http.MethodPost, fmt.Sprintf("/connectors/%s/restart?includeTasks=true&onlyFailed=%t", name, onlyFailed), nil, nil)
+}
+
+// Status returns the state of a connector, or [ErrNotFound].
+func (c Client) Status(ctx context.Context, name string) (Status, error) {
+	var s Status
+	err := c.call(ctx, http.MethodGet, "/connectors/"+name+"/status", nil, &s)
+	return s, err
+}
+
+// call sends a request and decodes the answer into out, if that is not nil. It
+// waits out the 409 that a worker answers while it rebalances.
+func (c Client) call(ctx context.Context, method, path string, body []byte, out any) error {
+	for {
+		req, err := http.NewRequestWithContext(ctx, method, c.URL+path, bytes.NewReader(body))
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return fmt.Errorf("ask Kafka Connect: %w", err)
+		}
+		text, err := io.ReadAll(io.LimitReader(res.Body, 4<<20))
+		res.Body.Close()
+		if err != nil {
+			return fmt.Errorf("read the answer of Kafka Connect: %w", err)
+		}
+		switch {
+		case res.StatusCode == http.StatusConflict:
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s %s: Kafka Connect still rebalances: %w", method, path, ctx.Err())
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		case res.StatusCode == http.StatusNotFound:
+			return fmt.Errorf("%s: %w", path, ErrNotFound)
+		case res.StatusCode >= 300:
+			var problem struct {
+				Message string `json:"message"`
+			}
+			if json.Unmarshal(text, &problem) == nil && problem.Message != "" {
+				text = []byte(problem.Message)
+			}
+			return fmt.Errorf("%s %s: Kafka Connect answers %s: %s", method, path, res.Status, bytes.TrimSpace(text))
+		case out == nil:
+			return nil
+		}
+		if err := json.Unmarshal(text, out); err != nil {
+			return fmt.Errorf("%s %s: the answer of Kafka Connect is not understood: %w", method, path, err)
+		}
+		return nil
+	}
+}
+
+// WaitStreaming returns when the connector and its tasks are RUNNING and slot is
+// active in the database of url. A FAILED task is an error at once, with its cause.
+func (c Client) WaitStreaming(ctx context.Context, name, url, slot string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return fmt.Errorf("connector %s: %w", name, err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	missing := ""
+	for {
+		s, err := c.Status(ctx, name)
+		switch {
+		case errors.Is(err, ErrNotFound) || err == nil && len(s.Tasks) == 0:
+			missing = "it has no task yet"
+		case err != nil:
+			missing = err.Error()
+		default:
+			missing = ""
+			for _, state := range append(s.Tasks, s.Connector) {
+				if state.State == "FAILED" {
+					return fmt.Errorf("connector %s failed: %s", name, state.Cause())
+				}
+				if state.State != "RUNNING" {
+					missing = "it is " + state.State
+				}
+			}
+		}
+		if missing == "" {
+			var active bool
+			if err := conn.QueryRow(ctx, `SELECT coalesce((SELECT active FROM pg_replication_slots WHERE slot_name = $1), false)`, slot).Scan(&active); err != nil {
+				return fmt.Errorf("connector %s: %w", name, err)
+			}
+			if active {
+				return nil
+			}
+			missing = "its slot " + slot + " is not active"
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connector %s does not stream: %s: %w", name, missing, ctx.Err())
+		case <-time.After(25 * time.Millisecond):
+		}
+	}
+}

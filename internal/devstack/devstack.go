@@ -1,0 +1,225 @@
+// Package devstack starts PostgreSQL, Kafka and Kafka Connect with Debezium as plain
+// processes, without containers: for trying the system, for tests, for benchmarks.
+//
+// A [Stack] lives in a folder: data, logs/NAME.log, NAME.pid. Processes are
+// detached and outlive the program that started them (unless [Config].Ephemeral);
+// starting a stack again finds what runs and starts what does not. Readiness is
+// asked for, never slept for. Everything listens on loopback.
+//
+// What it runs is resolved once by Maven from debezium/pom.xml, into a cache that
+// all stacks of a user share.
+package devstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// The names of the processes, as in NAME.pid and logs/NAME.log.
+const (
+	Postgres = "postgres"
+	Kafka    = "kafka"
+	Connect  = "connect"
+)
+
+// Config says where a stack lives and where it listens.
+type Config struct {
+	// Dir holds the state: data, logs, pid files. Required.
+	Dir string
+	// Root is the checkout with the folder debezium. Required.
+	Root string
+	// Cache holds what was resolved. Default: STACK_CACHE, else the user's cache folder.
+	Cache string
+	// The ports on 127.0.0.1. Required; [FreePorts] finds some.
+	PostgresPort, KafkaPort, ControllerPort, ConnectPort int
+	// Fast trades speed for start-up time and memory, for tests: the JVMs compile little.
+	Fast bool
+	// Ephemeral ties the stack to this process: when it ends, however it ends, the
+	// processes are killed and Dir is removed. For tests.
+	Ephemeral bool
+	// Out gets a line for each thing done. Default: none.
+	Out io.Writer
+}
+
+// PortVariables names the environment variable behind each port, for error messages.
+var portVariables = map[string]string{
+	Postgres: "POSTGRES_PORT", Kafka: "KAFKA_PORT", "controller": "KAFKA_CONTROLLER_PORT", Connect: "CONNECT_PORT",
+}
+
+// Stack is a folder with processes. Its methods may be used by one caller at a time.
+type Stack struct {
+	cfg      Config
+	started  []string // by this value, in order: what a failed start must stop again
+	watchdog io.Closer
+}
+
+// Open checks cfg and prepares the folder. It starts nothing but, for an ephemeral
+// stack, the watchdog that will end it.
+func Open(cfg Config) (*Stack, error) {
+	if cfg.Dir == "" || cfg.Root == "" {
+		return nil, errors.New("devstack: Config.Dir and Config.Root are required")
+	}
+	var err error
+	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
+		return nil, err
+	}
+	if cfg.Root, err = filepath.Abs(cfg.Root); err != nil {
+		return nil, err
+	}
+	if cfg.Cache == "" {
+		if cfg.Cache, err = cacheDir(); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Out == nil {
+		cfg.Out = io.Discard
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, "logs"), 0o755); err != nil {
+		return nil, fmt.Errorf("cannot write in %s: choose another folder with STACK_DIR: %w", cfg.Dir, err)
+	}
+	probe := filepath.Join(cfg.Dir, "logs", ".write")
+	if err := os.WriteFile(probe, nil, 0o644); err != nil {
+		return nil, fmt.Errorf("cannot write in %s: choose another folder with STACK_DIR: %w", cfg.Dir, err)
+	}
+	os.Remove(probe)
+	s := &Stack{cfg: cfg}
+	if cfg.Ephemeral {
+		if s.watchdog, err = watch(cfg.Dir); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// Dir is the stack's folder.
+func (s *Stack) Dir() string { return s.cfg.Dir }
+
+// PostgresURL is the superuser's URL of a database. Only the local stack has such a
+// superuser: it trusts whoever reaches its loopback port.
+func (s *Stack) PostgresURL(database string) string { return s.UserURL("postgres", database) }
+
+// UserURL is the URL of a database for a role.
+func (s *Stack) UserURL(user, database string) string {
+	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s", user, s.cfg.PostgresPort, database)
+}
+
+// Broker is the address of the Kafka broker.
+func (s *Stack) Broker() string { return hostPort(s.cfg.KafkaPort) }
+
+// ConnectURL is the address of Kafka Connect's REST API.
+func (s *Stack) ConnectURL() string { return "http://" + hostPort(s.cfg.ConnectPort) }
+
+func hostPort(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+// Up starts PostgreSQL, Kafka and Kafka Connect, those of them that do not run, and
+// returns when all answer. On an error it stops what it has started.
+func (s *Stack) Up(ctx context.Context) error {
+	return s.UpOnly(ctx, Postgres, Kafka, Connect)
+}
+
+// UpOnly is [Stack.Up] for some of the three. Connect needs Kafka.
+func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
+	defer func() {
+		if err != nil {
+			s.Abort()
+		}
+	}()
+	kit, err := Resolve(ctx, s.cfg.Root, s.cfg.Cache, s.cfg.Out)
+	if err != nil {
+		return err
+	}
+	want := map[string]bool{}
+	for _, n := range names {
+		want[n] = true
+	}
+	var java string
+	if want[Kafka] || want[Connect] {
+		if java, err = findJava(ctx); err != nil {
+			return err
+		}
+	}
+	// Kafka is formatted first and PostgreSQL initialised beside it; worker and broker
+	// start together: the worker waits for its broker.
+	var all errgroup.Group
+	steps := make(chan func() error, 8)
+	start := func(f func() (Process, error)) {
+		all.Go(func() error {
+			p, err := f()
+			if err != nil {
+				return err
+			}
+			done := make(chan error, 1)
+			steps <- func() error { // processes are started one at a time: s.started has one writer
+				err := s.launch(p)
+				done <- err
+				return err
+			}
+			if err := <-done; err != nil {
+				return err
+			}
+			return s.await(ctx, p)
+		})
+	}
+	if want[Postgres] {
+		start(func() (Process, error) { return s.postgres(ctx, kit) })
+	}
+	if want[Kafka] {
+		start(func() (Process, error) { return s.kafka(ctx, kit, java) })
+	}
+	if want[Connect] {
+		start(func() (Process, error) { return s.connect(kit, java) })
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- all.Wait() }()
+	for {
+		select {
+		case step := <-steps:
+			_ = step() // the error is with the group too
+		case err := <-ended:
+			return err
+		}
+	}
+}
+
+// Abort stops what this value has started, newest first: for a start that failed.
+func (s *Stack) Abort() {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for i := len(s.started) - 1; i >= 0; i-- {
+		_ = s.Stop(ctx, s.started[i])
+	}
+	s.started = nil
+}
+
+// Close stops an ephemeral stack and removes its folder. Other stacks go on.
+func (s *Stack) Close() error {
+	if s.watchdog == nil {
+		return nil
+	}
+	return s.watchdog.Close()
+}
+
+func (s *Stack) say(format string, args ...any) { fmt.Fprintf(s.cfg.Out, format+"\n", args...) }
+
+// FreePorts finds n ports that nobody listens on right now.
+func FreePorts(n int) ([]int, error) {
+	ports := make([]int, n)
+	for i := range ports {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("find a free port: %w", err)
+		}
+		defer l.Close()
+		ports[i] = l.Addr().(*net.TCPAddr).Port
+	}
+	return ports, nil
+}

@@ -1,0 +1,189 @@
+package devstack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// postgres prepares the data folder and says how to run it.
+func (s *Stack) postgres(ctx context.Context, kit Kit) (Process, error) {
+	data := s.postgresDir()
+	p := Process{
+		Name: Postgres, Port: s.cfg.PostgresPort, PortVariable: portVariables[Postgres], Mark: data,
+		Args: []string{
+			filepath.Join(kit.postgres(), "bin", "postgres"), "-D", data,
+			"-c", fmt.Sprint("port=", s.cfg.PostgresPort), "-c", "unix_socket_directories=",
+		},
+		Ready: func(ctx context.Context) error {
+			conn, err := pgx.Connect(ctx, s.PostgresURL("postgres"))
+			if err != nil {
+				return err
+			}
+			return conn.Close(ctx)
+		},
+	}
+	var err error
+	if p.user, err = postgresUser(); err != nil {
+		return p, err
+	}
+	if _, running := s.running(Postgres); running {
+		return p, nil
+	}
+	if p.user != nil && !reachable(kit.dir) {
+		return p, fmt.Errorf("PostgreSQL runs as the user %s, who cannot enter %s: choose another folder with STACK_CACHE", p.user.name, kit.dir)
+	}
+	if _, err := os.Stat(filepath.Join(data, "PG_VERSION")); errors.Is(err, fs.ErrNotExist) {
+		if err := s.initdb(ctx, kit, data, p.user); err != nil {
+			return p, err
+		}
+	}
+	conf, err := os.ReadFile(filepath.Join(s.cfg.Root, "debezium", "postgresql.conf"))
+	if err != nil {
+		return p, fmt.Errorf("the checkout is not complete: %w", err)
+	}
+	return p, os.WriteFile(filepath.Join(data, "postgresql.conf"), conf, 0o644)
+}
+
+func (s *Stack) initdb(ctx context.Context, kit Kit, data string, u *user) error {
+	// A folder without PG_VERSION is what an interrupted initdb left.
+	if err := os.RemoveAll(data); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		return err
+	}
+	if filepath.Dir(data) != s.cfg.Dir {
+		s.say("  the data of PostgreSQL is in %s, where its user can enter", data)
+	}
+	cmd := exec.CommandContext(ctx, filepath.Join(kit.postgres(), "bin", "initdb"), "-D", data, "-U", "postgres",
+		"--auth=trust", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-sync", "--no-instructions")
+	cmd.Dir = "/"
+	if u != nil {
+		if err := give(data, u); err != nil {
+			return err
+		}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential()}
+	}
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("initdb: %w: %s", err, bytes.TrimSpace(text))
+	}
+	return nil
+}
+
+// jvm is the start of a Java command line. The folder in it marks the process as ours.
+func (s *Stack) jvm(kit Kit, java, name, heap string) []string {
+	args := []string{java, "-Dstack=" + s.cfg.Dir + "/" + name, heap,
+		"-Dlog4j2.configurationFile=" + filepath.Join(s.cfg.Root, "debezium", "log4j2.properties"),
+		"-Djava.net.preferIPv4Stack=true", "-XX:+ExitOnOutOfMemoryError"}
+	if s.cfg.Fast {
+		args = append(args, "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+	} else {
+		args = append(args, "-XX:+UseG1GC")
+	}
+	return append(args, "-cp", kit.libs())
+}
+
+// kafka formats the storage where it is new and says how to run the broker.
+func (s *Stack) kafka(ctx context.Context, kit Kit, java string) (Process, error) {
+	dir := filepath.Join(s.cfg.Dir, "kafka")
+	conf := filepath.Join(s.cfg.Dir, "broker.properties")
+	p := Process{
+		Name: Kafka, Port: s.cfg.KafkaPort, PortVariable: portVariables[Kafka],
+		Args:  append(s.jvm(kit, java, Kafka, "-Xmx384m"), "kafka.Kafka", conf),
+		Ready: func(ctx context.Context) error { return s.askKafka(ctx) },
+	}
+	if _, running := s.running(Kafka); running {
+		return p, nil
+	}
+	controller := Process{Name: "the Kafka controller", Port: s.cfg.ControllerPort, PortVariable: portVariables["controller"]}
+	if err := errors.Join(checkPort(p), checkPort(controller)); err != nil {
+		return p, err
+	}
+	if err := s.properties("broker.properties", conf,
+		"node.id=1",
+		"controller.quorum.bootstrap.servers="+hostPort(s.cfg.ControllerPort),
+		"listeners=PLAINTEXT://"+hostPort(s.cfg.KafkaPort)+",CONTROLLER://"+hostPort(s.cfg.ControllerPort),
+		"advertised.listeners=PLAINTEXT://"+hostPort(s.cfg.KafkaPort),
+		"log.dirs="+dir); err != nil {
+		return p, err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "meta.properties")); errors.Is(err, fs.ErrNotExist) {
+		format := append(s.jvm(kit, java, "format", "-Xmx128m"), "-XX:TieredStopAtLevel=1",
+			"kafka.tools.StorageTool", "format", "--standalone", "--ignore-formatted", "-t", "b3V0Ym94LXNhZ2Etc3RhYw", "-c", conf)
+		if text, err := exec.CommandContext(ctx, format[0], format[1:]...).CombinedOutput(); err != nil {
+			return p, fmt.Errorf("format the storage of Kafka: %w: %s", err, bytes.TrimSpace(text))
+		}
+	}
+	return p, nil
+}
+
+func (s *Stack) askKafka(ctx context.Context) error {
+	// A closed port is an answer too, and a cheaper one than a client.
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.Broker())
+	if err != nil {
+		return err
+	}
+	conn.Close()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return client.Ping(ctx)
+}
+
+// connect says how to run the Connect worker. Hosts and secrets of the connectors
+// come from its environment.
+func (s *Stack) connect(kit Kit, java string) (Process, error) {
+	conf := filepath.Join(s.cfg.Dir, "worker.properties")
+	p := Process{
+		Name: Connect, Port: s.cfg.ConnectPort, PortVariable: portVariables[Connect],
+		Args: append(s.jvm(kit, java, Connect, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
+		Env:  []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cfg.PostgresPort), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
+		Ready: func(ctx context.Context) error {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.ConnectURL()+"/connectors", nil)
+			if err != nil {
+				return err
+			}
+			res, err := http.DefaultClient.Do(req)
+			if err != nil {
+				return err
+			}
+			res.Body.Close()
+			if res.StatusCode != http.StatusOK {
+				return fmt.Errorf("it answers %s", res.Status)
+			}
+			return nil
+		},
+	}
+	if _, running := s.running(Connect); running {
+		return p, nil
+	}
+	return p, s.properties("worker.properties", conf,
+		"bootstrap.servers="+s.Broker(),
+		"listeners="+s.ConnectURL(),
+		"rest.advertised.host.name=127.0.0.1",
+		"plugin.path="+kit.plugins())
+}
+
+// properties copies a file of the folder debezium with more lines at its end.
+func (s *Stack) properties(name, to string, more ...string) error {
+	text, err := os.ReadFile(filepath.Join(s.cfg.Root, "debezium", name))
+	if err != nil {
+		return fmt.Errorf("the checkout is not complete: %w", err)
+	}
+	return os.WriteFile(to, append(text, "\n"+strings.Join(more, "\n")+"\n"...), 0o644)
+}

@@ -1,0 +1,316 @@
+package devstack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sort"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Process is a program that a stack runs.
+type Process struct {
+	// Name is unique in the stack: NAME.pid, logs/NAME.log.
+	Name string
+	// Args is the command line. It must contain the stack's folder, or Mark, by
+	// which a running process is told from another that got the same pid.
+	Args []string
+	// Mark is part of the command line; default: the stack's folder.
+	Mark string
+	// Env is added to the environment of this program.
+	Env []string
+	// Port is the port on 127.0.0.1 it will listen on, PortVariable what sets it.
+	Port         int
+	PortVariable string
+	// Ready asks the process whether it can work; nil means yes.
+	Ready func(ctx context.Context) error
+	// Timeout bounds the wait for Ready. Default 60 s.
+	Timeout time.Duration
+
+	user *user // nil: the user of this program
+}
+
+// Start starts p unless it runs, and returns when it is ready. If it is not ready in
+// time or ends, the error has the last lines of its log.
+func (s *Stack) Start(ctx context.Context, p Process) error {
+	if err := s.launch(p); err != nil {
+		return err
+	}
+	return s.await(ctx, p)
+}
+
+func (s *Stack) launch(p Process) error {
+	if p.Mark == "" {
+		p.Mark = s.cfg.Dir
+	}
+	if _, running := s.running(p.Name); running {
+		return nil
+	}
+	if p.Port != 0 {
+		if err := checkPort(p); err != nil {
+			return err
+		}
+	}
+	logFile := s.LogFile(p.Name)
+	log, err := os.OpenFile(logFile, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return fmt.Errorf("log of %s: %w", p.Name, err)
+	}
+	defer log.Close()
+	cmd := exec.Command(p.Args[0], p.Args[1:]...)
+	cmd.Dir = s.cfg.Dir
+	cmd.Env = append(os.Environ(), p.Env...)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if p.user != nil {
+		cmd.Dir = "/"
+		cmd.SysProcAttr.Credential = p.user.credential()
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", p.Name, err)
+	}
+	go func() { _ = cmd.Wait() }() // no zombie, so that running sees its end
+	if err := os.WriteFile(s.pidFile(p.Name), fmt.Appendf(nil, "%d\n", cmd.Process.Pid), 0o644); err != nil {
+		_ = cmd.Process.Kill()
+		return fmt.Errorf("pid file of %s: %w", p.Name, err)
+	}
+	if err := os.WriteFile(s.markFile(p.Name), []byte(p.Mark), 0o644); err != nil {
+		_ = cmd.Process.Kill()
+		return fmt.Errorf("pid file of %s: %w", p.Name, err)
+	}
+	s.started = append(s.started, p.Name)
+	return nil
+}
+
+// checkPort explains a port that somebody else has.
+func checkPort(p Process) error {
+	l, err := net.Listen("tcp", hostPort(p.Port))
+	if err == nil {
+		return l.Close()
+	}
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return fmt.Errorf("port %d, for %s, is taken by another program: stop that, or choose another port with %s", p.Port, p.Name, p.PortVariable)
+	}
+	return fmt.Errorf("port %d, for %s (%s): %w", p.Port, p.Name, p.PortVariable, err)
+}
+
+func (s *Stack) await(ctx context.Context, p Process) error {
+	if p.Ready == nil {
+		return nil
+	}
+	if p.Timeout == 0 {
+		p.Timeout = 60 * time.Second
+	}
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
+	defer cancel()
+	for {
+		try, stop := context.WithTimeout(ctx, 2*time.Second)
+		err := p.Ready(try)
+		stop()
+		if err == nil {
+			s.say("  %-16s ready after %.1f s", p.Name, time.Since(begin).Seconds())
+			return nil
+		}
+		if _, running := s.running(p.Name); !running {
+			return fmt.Errorf("%s ended while it started; the end of %s says:\n%s", p.Name, s.LogFile(p.Name), tail(s.LogFile(p.Name)))
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready after %.0f s (%v); the end of %s says:\n%s", p.Name, time.Since(begin).Seconds(), err, s.LogFile(p.Name), tail(s.LogFile(p.Name)))
+		case <-time.After(25 * time.Millisecond):
+		}
+	}
+}
+
+// Stop ends a process: first gently, after 10 s by force. A process that does not run is fine.
+func (s *Stack) Stop(ctx context.Context, name string) error {
+	pid, running := s.running(name)
+	if running {
+		signal := syscall.SIGTERM
+		if name == Postgres {
+			signal = syscall.SIGINT // fast shutdown: SIGTERM would wait for every client
+		}
+		_ = syscall.Kill(pid, signal)
+		_ = syscall.Kill(pid, syscall.SIGCONT) // it may be stopped by a test
+		force := time.After(10 * time.Second)
+		for running {
+			select {
+			case <-force:
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			case <-ctx.Done():
+				return fmt.Errorf("stop %s: %w", name, ctx.Err())
+			case <-time.After(20 * time.Millisecond):
+			}
+			_, running = s.running(name)
+		}
+	}
+	for _, f := range []string{s.pidFile(name), s.markFile(name)} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Signal sends a signal to a running process.
+func (s *Stack) Signal(name string, signal syscall.Signal) error {
+	pid, running := s.running(name)
+	if !running {
+		return fmt.Errorf("%s does not run", name)
+	}
+	if err := syscall.Kill(pid, signal); err != nil {
+		return fmt.Errorf("signal %s: %w", name, err)
+	}
+	if signal == syscall.SIGKILL {
+		for running {
+			time.Sleep(5 * time.Millisecond)
+			_, running = s.running(name)
+		}
+	}
+	return nil
+}
+
+// Down stops every process of the folder: services first, then Connect, Kafka and
+// PostgreSQL. With wipe it removes the folder, and with it all data.
+func (s *Stack) Down(ctx context.Context, wipe bool) error {
+	names, err := s.names()
+	if err != nil {
+		return err
+	}
+	last := map[string]int{Connect: 1, Kafka: 2, Postgres: 3}
+	sort.SliceStable(names, func(i, j int) bool { return last[names[i]] < last[names[j]] })
+	for _, name := range names {
+		if err := s.Stop(ctx, name); err != nil {
+			return err
+		}
+		s.say("  %-16s stopped", name)
+	}
+	if wipe {
+		if err := os.RemoveAll(s.postgresDir()); err != nil {
+			return fmt.Errorf("remove the data of PostgreSQL: %w", err)
+		}
+		if err := os.RemoveAll(s.cfg.Dir); err != nil {
+			return fmt.Errorf("remove %s: %w", s.cfg.Dir, err)
+		}
+	}
+	return nil
+}
+
+// Status is what is known of a process.
+type Status struct {
+	Name    string
+	PID     int
+	Running bool
+}
+
+// Statuses lists the processes that were started and not stopped since.
+func (s *Stack) Statuses() ([]Status, error) {
+	names, err := s.names()
+	if err != nil {
+		return nil, err
+	}
+	var all []Status
+	for _, name := range names {
+		pid, running := s.running(name)
+		all = append(all, Status{name, pid, running})
+	}
+	return all, nil
+}
+
+func (s *Stack) names() ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(s.cfg.Dir, "*.pid"))
+	if err != nil {
+		return nil, err
+	}
+	for i, f := range files {
+		files[i] = strings.TrimSuffix(filepath.Base(f), ".pid")
+	}
+	sort.Strings(files)
+	return files, nil
+}
+
+// PID is the process id of a running process.
+func (s *Stack) PID(name string) (pid int, running bool) { return s.running(name) }
+
+// running tells whether the pid file names a living process that is ours: a pid
+// alone may belong to another program since.
+func (s *Stack) running(name string) (pid int, ok bool) {
+	text, err := os.ReadFile(s.pidFile(name))
+	if err != nil {
+		return 0, false
+	}
+	if pid, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil || pid <= 1 {
+		return 0, false
+	}
+	mark, err := os.ReadFile(s.markFile(name))
+	if err != nil || len(mark) == 0 {
+		mark = []byte(s.cfg.Dir)
+	}
+	return pid, bytes.Contains(commandLine(pid), mark)
+}
+
+// commandLine of a process; empty if it does not live (also if it is a zombie).
+func commandLine(pid int) []byte {
+	if _, err := os.Stat("/proc/self/cmdline"); err == nil {
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		return bytes.ReplaceAll(text, []byte{0}, []byte{' '})
+	}
+	text, _ := exec.Command("ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
+	return text
+}
+
+func (s *Stack) pidFile(name string) string  { return filepath.Join(s.cfg.Dir, name+".pid") }
+func (s *Stack) markFile(name string) string { return filepath.Join(s.cfg.Dir, "."+name+".mark") }
+
+// LogFile is where a process writes.
+func (s *Stack) LogFile(name string) string {
+	return filepath.Join(s.cfg.Dir, "logs", name+".log")
+}
+
+// tail is the end of a log, indented.
+func tail(file string) string {
+	text, err := os.ReadFile(file)
+	if err != nil || len(bytes.TrimSpace(text)) == 0 {
+		return "    (nothing)"
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	if len(lines) > 12 {
+		lines = lines[len(lines)-12:]
+	}
+	return "    " + strings.Join(lines, "\n    ")
+}
+
+// watch starts a process that ends the stack in dir when its standard input closes:
+// at Close, and when this process dies in whatever way.
+func watch(dir string) (io.Closer, error) {
+	cmd := exec.Command("/bin/sh", "-c", `cat >/dev/null
+for f in "$1"/*.pid; do [ -f "$f" ] && kill -9 "$(cat "$f")" 2>/dev/null; done
+for i in 1 2 3 4 5; do sleep 0.1; rm -rf "$1" && break; done`, "watchdog", dir)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("watchdog: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("watchdog: %w", err)
+	}
+	return closer(func() error {
+		in.Close()
+		return cmd.Wait()
+	}), nil
+}
+
+type closer func() error
+
+func (c closer) Close() error { return c() }

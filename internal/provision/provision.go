@@ -1,0 +1,275 @@
+// Package provision brings PostgreSQL and Kafka to the state that the services and
+// the connectors need: roles, databases, migrations, replication slots, topics.
+//
+// Everything is idempotent: what is there is kept, what is missing is made, and what
+// differs in a way that could lose events (a topic with another number of partitions)
+// is an error. The order matters and is kept: publication (in a migration), then
+// slot, then services, then connectors.
+package provision
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+
+	"github.com/golang-migrate/migrate/v4"
+	migratepgx "github.com/golang-migrate/migrate/v4/database/pgx/v5"
+	"github.com/golang-migrate/migrate/v4/source/iofs"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// Owner is the role that owns the databases and all in them. Nobody logs in as it.
+const Owner = "saga_owner"
+
+// CDC is the role of the connectors: it replicates and reads the outbox, nothing else.
+const CDC = "cdc"
+
+// Migrations is the DDL of one owner of tables.
+type Migrations struct {
+	FS    fs.FS  // files of golang-migrate
+	Path  string // the folder in FS; "." for its root
+	Table string // the version table
+}
+
+// Database is one service's database.
+type Database struct {
+	Name       string
+	Role       string       // the service's login
+	Password   string       // of Role; empty: none is set (the local stack trusts loopback)
+	Migrations []Migrations // in this order
+}
+
+// Slot is the name of the replication slot of a database, as in connectors/NAME.json.
+func (d Database) Slot() string { return "outbox_" + d.Name }
+
+// Postgres makes roles, databases, schema and slots. superuser is the URL of a role
+// that may do so, of any database of the instance. cdcPassword may be empty.
+func Postgres(ctx context.Context, superuser, cdcPassword string, databases []Database) error {
+	conn, err := pgx.Connect(ctx, superuser)
+	if err != nil {
+		return fmt.Errorf("connect to PostgreSQL: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := checkSettings(ctx, conn, len(databases)); err != nil {
+		return err
+	}
+	if err := role(ctx, conn, Owner, "NOLOGIN", ""); err != nil {
+		return err
+	}
+	if err := role(ctx, conn, CDC, "LOGIN REPLICATION", cdcPassword); err != nil {
+		return err
+	}
+	for _, d := range databases {
+		if err := role(ctx, conn, d.Role, "LOGIN", d.Password); err != nil {
+			return err
+		}
+		if err := database(ctx, conn, d); err != nil {
+			return fmt.Errorf("database %s: %w", d.Name, err)
+		}
+		target, err := withDatabase(superuser, d.Name)
+		if err != nil {
+			return err
+		}
+		if err := schema(ctx, target, d); err != nil {
+			return fmt.Errorf("database %s: %w", d.Name, err)
+		}
+	}
+	return nil
+}
+
+// checkSettings refuses a server on which change data capture cannot work.
+func checkSettings(ctx context.Context, conn *pgx.Conn, slots int) error {
+	var level string
+	var maxSlots, maxSenders int
+	err := conn.QueryRow(ctx, `SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, current_setting('max_wal_senders')::int`).
+		Scan(&level, &maxSlots, &maxSenders)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the settings of PostgreSQL: %w", err)
+	case level != "logical":
+		return fmt.Errorf("PostgreSQL has wal_level=%s: set wal_level=logical and restart it", level)
+	case maxSlots < slots || maxSenders < slots:
+		return fmt.Errorf("PostgreSQL has max_replication_slots=%d and max_wal_senders=%d: both must be at least %d; set them and restart it", maxSlots, maxSenders, slots)
+	}
+	return nil
+}
+
+func role(ctx context.Context, conn *pgx.Conn, name, options, password string) error {
+	var exists bool
+	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)`, name).Scan(&exists); err != nil {
+		return fmt.Errorf("role %s: %w", name, err)
+	}
+	statement := "CREATE ROLE "
+	if exists {
+		statement = "ALTER ROLE "
+	}
+	statement += pgx.Identifier{name}.Sanitize() + " " + options
+	if password != "" {
+		statement += " PASSWORD " + literal(password)
+	}
+	if _, err := conn.Exec(ctx, statement); err != nil {
+		// Not wrapped with the statement: it may hold the password.
+		return fmt.Errorf("role %s: %w", name, err)
+	}
+	return nil
+}
+
+// literal quotes a string for DDL, which takes no parameters.
+func literal(s string) string {
+	out := []byte{'\''}
+	for i := range len(s) {
+		if s[i] == '\'' {
+			out = append(out, '\'')
+		}
+		out = append(out, s[i])
+	}
+	return string(append(out, '\''))
+}
+
+func database(ctx context.Context, conn *pgx.Conn, d Database) error {
+	name, login := pgx.Identifier{d.Name}.Sanitize(), pgx.Identifier{d.Role}.Sanitize()
+	var exists bool
+	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)`, d.Name).Scan(&exists); err != nil {
+		return err
+	}
+	if !exists {
+		// file_copy checkpoints; wal_log is the faster strategy for a small template.
+		if _, err := conn.Exec(ctx, "CREATE DATABASE "+name+" OWNER "+Owner+" STRATEGY wal_log"); err != nil {
+			return err
+		}
+	}
+	for _, statement := range []string{
+		"REVOKE ALL ON DATABASE " + name + " FROM PUBLIC",
+		"GRANT CONNECT, TEMPORARY ON DATABASE " + name + " TO " + login,
+		"GRANT CONNECT ON DATABASE " + name + " TO " + CDC,
+	} {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// schema migrates and grants; the slot comes last, in a session that has written nothing.
+func schema(ctx context.Context, url string, d Database) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := execAll(ctx, conn,
+		"ALTER SCHEMA public OWNER TO "+Owner,
+		"REVOKE ALL ON SCHEMA public FROM PUBLIC"); err != nil {
+		return err
+	}
+	if err := Migrate(ctx, url, Owner, d.Migrations...); err != nil {
+		return err
+	}
+	login := pgx.Identifier{d.Role}.Sanitize()
+	if err := execAll(ctx, conn,
+		"GRANT USAGE ON SCHEMA public TO "+login+", "+CDC,
+		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "+login,
+		"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO "+login,
+		// Rows of the outbox are never changed; the inbox forgets an id only in the
+		// transaction that recorded it.
+		"REVOKE UPDATE, DELETE ON outbox FROM "+login,
+		"REVOKE UPDATE ON inbox FROM "+login,
+		"GRANT SELECT ON outbox TO "+CDC,
+	); err != nil {
+		return err
+	}
+	for _, m := range d.Migrations {
+		if _, err := conn.Exec(ctx, "REVOKE INSERT, UPDATE, DELETE ON "+pgx.Identifier{m.Table}.Sanitize()+" FROM "+login); err != nil {
+			return err
+		}
+	}
+	return slot(ctx, conn, d)
+}
+
+func execAll(ctx context.Context, conn *pgx.Conn, statements ...string) error {
+	for _, s := range statements {
+		if _, err := conn.Exec(ctx, s); err != nil {
+			return fmt.Errorf("%s: %w", s, err)
+		}
+	}
+	return nil
+}
+
+// slot makes the replication slot, after the publication that it will read through:
+// a slot decodes with the catalog of the time of each row, so a publication made later
+// would not exist for earlier rows.
+func slot(ctx context.Context, conn *pgx.Conn, d Database) error {
+	var viaRoot, insert bool
+	err := conn.QueryRow(ctx, `SELECT pubviaroot, pubinsert FROM pg_publication WHERE pubname = 'outbox_pub'`).Scan(&viaRoot, &insert)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return errors.New("the publication outbox_pub is missing: run the outbox's migrations")
+	case err != nil:
+		return err
+	case !viaRoot || !insert:
+		return errors.New("the publication outbox_pub must publish inserts with publish_via_partition_root = true: alter it so")
+	}
+	var exists bool
+	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, d.Slot()).Scan(&exists); err != nil || exists {
+		return err
+	}
+	if _, err := conn.Exec(ctx, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, d.Slot()); err != nil {
+		return fmt.Errorf("replication slot %s: %w", d.Slot(), err)
+	}
+	return nil
+}
+
+// Migrate brings a database to the newest version of each of the migrations, in their
+// order, as role (empty: as the URL's own).
+func Migrate(ctx context.Context, databaseURL, role string, migrations ...Migrations) error {
+	config, err := pgx.ParseConfig(databaseURL)
+	if err != nil {
+		return err
+	}
+	if role != "" {
+		config.RuntimeParams["role"] = role
+	}
+	for _, m := range migrations {
+		if err := migrateOne(ctx, config, m); err != nil {
+			return fmt.Errorf("migrate (%s): %w", m.Table, err)
+		}
+	}
+	return nil
+}
+
+func migrateOne(ctx context.Context, config *pgx.ConnConfig, m Migrations) error {
+	files, err := iofs.New(m.FS, m.Path)
+	if err != nil {
+		return err
+	}
+	var db *sql.DB = stdlib.OpenDB(*config)
+	driver, err := migratepgx.WithInstance(db, &migratepgx.Config{MigrationsTable: m.Table})
+	if err != nil {
+		return errors.Join(err, db.Close())
+	}
+	all, err := migrate.NewWithInstance("iofs", files, "pgx5", driver)
+	if err != nil {
+		return errors.Join(err, driver.Close())
+	}
+	defer all.Close()
+	stop := context.AfterFunc(ctx, func() { all.GracefulStop <- true })
+	defer stop()
+	if err := all.Up(); err != nil && !errors.Is(err, migrate.ErrNoChange) {
+		return err
+	}
+	return ctx.Err()
+}
+
+// withDatabase replaces the database in a URL.
+func withDatabase(raw, name string) (string, error) {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "", errors.New("the URL of PostgreSQL is not a URL: want postgres://user@host:port/database")
+	}
+	u.Path = "/" + name
+	return u.String(), nil
+}
