@@ -1,0 +1,154 @@
+// Package stacktest gives tests a real PostgreSQL, a real Kafka and a real Debezium.
+//
+// A test package calls [Main] from its TestMain. What a test asks for is started once
+// for the package, on free ports, in a temporary folder, and is gone when the package
+// ends, however it ends. Tests are isolated by databases and topics of their own.
+package stacktest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/provision"
+
+	"github.com/jackc/pgx/v5"
+)
+
+var shared struct {
+	sync.Mutex
+	stack *devstack.Stack
+	up    map[string]bool
+	names atomic.Int64
+}
+
+// Main runs the tests of a package and then ends what they started.
+func Main(m *testing.M) {
+	code := m.Run()
+	if shared.stack != nil {
+		if err := shared.stack.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "stop the test stack:", err)
+		}
+	}
+	os.Exit(code)
+}
+
+// Root is the folder of the checkout.
+func Root() string {
+	_, file, _, _ := runtime.Caller(0)
+	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
+}
+
+// use returns the package's stack with the named engines up.
+func use(t testing.TB, names ...string) *devstack.Stack {
+	t.Helper()
+	shared.Lock()
+	defer shared.Unlock()
+	if shared.stack == nil {
+		s, err := New("")
+		if err != nil {
+			t.Fatal(err)
+		}
+		shared.stack, shared.up = s, map[string]bool{}
+	}
+	var missing []string
+	for _, n := range names {
+		if !shared.up[n] {
+			missing = append(missing, n)
+		}
+	}
+	if len(missing) == 0 {
+		return shared.stack
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	if err := shared.stack.UpOnly(ctx, missing...); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range missing {
+		shared.up[n] = true
+	}
+	return shared.stack
+}
+
+// New opens an ephemeral stack on free ports, in a temporary folder whose name holds
+// hint. The caller closes it. Engines are started by the caller.
+func New(hint string) (*devstack.Stack, error) {
+	ports, err := devstack.FreePorts(4)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "outboxsaga-"+hint)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL may run as another user
+		return nil, err
+	}
+	return devstack.Open(devstack.Config{
+		Dir: dir, Root: Root(), Fast: true, Ephemeral: true,
+		PostgresPort: ports[0], KafkaPort: ports[1], ControllerPort: ports[2], ConnectPort: ports[3],
+	})
+}
+
+// Database makes a fresh database with the migrations applied and returns its URL, as
+// superuser. It is dropped when the test ends.
+func Database(t testing.TB, migrations ...provision.Migrations) (url string) {
+	t.Helper()
+	s := use(t, devstack.Postgres)
+	name := fmt.Sprintf("test_%d", shared.names.Add(1))
+	admin(t, s, "CREATE DATABASE "+name+" STRATEGY wal_log")
+	t.Cleanup(func() { admin(t, s, "DROP DATABASE "+name+" WITH (FORCE)") })
+	url = s.PostgresURL(name)
+	if err := provision.Migrate(context.Background(), url, "", migrations...); err != nil {
+		t.Fatal(err)
+	}
+	return url
+}
+
+func admin(t testing.TB, s *devstack.Stack, statement string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, s.PostgresURL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	if _, err := conn.Exec(ctx, statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+// Brokers are the addresses of the package's Kafka.
+func Brokers(t testing.TB) []string {
+	t.Helper()
+	return []string{use(t, devstack.Kafka).Broker()}
+}
+
+// Topic makes a topic with a name of its own.
+func Topic(t testing.TB, partitions int32) string {
+	t.Helper()
+	brokers := Brokers(t)
+	kind := strings.ToLower(strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' {
+			return r
+		}
+		return '-'
+	}, t.Name()))
+	name := fmt.Sprintf("%.80s-%d", kind, shared.names.Add(1))
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if err := provision.Topics(ctx, brokers, 1, provision.Topic{Name: name, Partitions: partitions}); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
