@@ -1,0 +1,168 @@
+package service
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// config is what every service reads from its environment.
+type config struct {
+	pool          *pgxpool.Config // DATABASE_URL, DATABASE_POOL_SIZE (default 8)
+	brokers       []string        // KAFKA_BROKERS: host:port, separated by commas
+	addr          string          // HTTP_ADDR: host:port, default set by the service
+	log           *slog.Logger    // LOG_LEVEL: debug, info (default), warn, error; LOG_FORMAT: text (default), json
+	instance      string          // INSTANCE_ID: unique in the consumer group; default none
+	shutdownDelay time.Duration   // SHUTDOWN_DELAY: how long requests still come after readyz went red; default 0
+}
+
+// configError is the operator's mistake: exit code 2.
+type configError struct{ error }
+
+func (e configError) Unwrap() error { return e.error }
+
+func badConfig(format string, args ...any) error {
+	return configError{fmt.Errorf(format, args...)}
+}
+
+func readConfig(getenv func(string) string, stderr io.Writer, name, addr string) (config, error) {
+	c := config{addr: addr, instance: getenv("INSTANCE_ID")}
+	var err error
+	if c.log, err = newLogger(getenv, stderr, name); err != nil {
+		return c, err
+	}
+	if c.pool, err = poolConfig(getenv, name); err != nil {
+		return c, err
+	}
+	for broker := range strings.SplitSeq(getenv("KAFKA_BROKERS"), ",") {
+		if broker = strings.TrimSpace(broker); broker == "" {
+			continue
+		}
+		if err := checkAddress(broker); err != nil {
+			return c, badConfig("KAFKA_BROKERS: %w", err)
+		}
+		c.brokers = append(c.brokers, broker)
+	}
+	if len(c.brokers) == 0 {
+		return c, badConfig("KAFKA_BROKERS is not set: give it the brokers as host:port, separated by commas")
+	}
+	if text := getenv("HTTP_ADDR"); text != "" {
+		c.addr = text
+	}
+	if err := checkAddress(c.addr); err != nil {
+		return c, badConfig("HTTP_ADDR: %w", err)
+	}
+	c.shutdownDelay, err = duration(getenv, "SHUTDOWN_DELAY", 0)
+	return c, err
+}
+
+func newLogger(getenv func(string) string, stderr io.Writer, name string) (*slog.Logger, error) {
+	var level slog.Level
+	switch text := getenv("LOG_LEVEL"); text {
+	case "debug", "info", "warn", "error":
+		_ = level.UnmarshalText([]byte(text)) // one of the four
+	case "":
+	default:
+		return nil, badConfig("LOG_LEVEL is %q: it must be debug, info, warn or error", text)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	var handler slog.Handler
+	switch text := getenv("LOG_FORMAT"); text {
+	case "", "text":
+		handler = slog.NewTextHandler(stderr, options)
+	case "json":
+		handler = slog.NewJSONHandler(stderr, options)
+	default:
+		return nil, badConfig("LOG_FORMAT is %q: it must be text or json", text)
+	}
+	return slog.New(handler).With("service", name), nil
+}
+
+// poolConfig reads DATABASE_URL. Its errors never show the password.
+func poolConfig(getenv func(string) string, name string) (*pgxpool.Config, error) {
+	text := getenv("DATABASE_URL")
+	if text == "" {
+		return nil, badConfig("DATABASE_URL is not set: give it the database as postgres://user:password@host:port/database")
+	}
+	u, err := url.Parse(text)
+	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") {
+		// The parser's own reason may quote a piece of the password.
+		return nil, badConfig("DATABASE_URL is not a URL of the form postgres://user:password@host:port/database (special characters in the password must be percent-encoded)")
+	}
+	cfg, err := pgxpool.ParseConfig(text)
+	if err != nil {
+		reason := oneLine(err)
+		if i := strings.LastIndex(reason, "`"); i >= 0 { // pgx quotes the URL first
+			reason = strings.TrimLeft(reason[i+1:], ": ")
+		}
+		if password, ok := u.User.Password(); ok && password != "" {
+			reason = strings.ReplaceAll(reason, password, "xxxxx")
+		}
+		return nil, badConfig("DATABASE_URL: %s", reason)
+	}
+	cfg.MaxConns = 8
+	if text := getenv("DATABASE_POOL_SIZE"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 4 || n > 1000 {
+			return nil, badConfig("DATABASE_POOL_SIZE is %q: it must be a whole number from 4 to 1000", text)
+		}
+		cfg.MaxConns = int32(n)
+	}
+	cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	for key, value := range map[string]string{
+		"application_name":                    name,
+		"statement_timeout":                   "10s",
+		"idle_in_transaction_session_timeout": "15s",
+		// Every statement here reads a few rows by their key. A plan is cached for as long as its
+		// connection lives, and one that was made while the tables were small (a scan, a hash of
+		// the whole table) would stay while they grow. So only index lookups are left to choose.
+		"enable_seqscan":   "off",
+		"enable_hashjoin":  "off",
+		"enable_mergejoin": "off",
+		"jit":              "off", // compiling costs more than such a statement runs
+	} {
+		if _, given := cfg.ConnConfig.RuntimeParams[key]; !given {
+			cfg.ConnConfig.RuntimeParams[key] = value
+		}
+	}
+	return cfg, nil
+}
+
+// duration reads a time like 60s or 1m30s from the environment. It is not negative.
+func duration(getenv func(string) string, name string, def time.Duration) (time.Duration, error) {
+	text := getenv(name)
+	if text == "" {
+		return def, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d < 0 {
+		return 0, badConfig("%s is %q: it must be a time like 500ms, 60s or 1m30s", name, text)
+	}
+	return d, nil
+}
+
+func checkAddress(addr string) error {
+	_, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", addr)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("%q has the port %q, which is not a number from 0 to 65535", addr, port)
+	} else if n == 0 && !strings.HasSuffix(addr, ":0") {
+		return errors.New("the port is 0")
+	}
+	return nil
+}
+
+// oneLine is err's text without line breaks: some libraries list causes below each other.
+func oneLine(err error) string {
+	return strings.Join(strings.Fields(err.Error()), " ")
+}

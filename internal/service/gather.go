@@ -1,0 +1,160 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// commitTimeout bounds one commit of a [Gather].
+const commitTimeout = 10 * time.Second
+
+// errStopped is the answer to what arrives when the writers have gone.
+var errStopped = errors.New("the service is stopping: nothing was done")
+
+// Result is what became of one item: Value, or Err where this item alone was refused.
+type Result[R any] struct {
+	Value R
+	Err   error
+}
+
+// Gather lets concurrent requests share a transaction (group commit). A writer takes what
+// is waiting, without a timer: one request alone waits for nobody, and under load
+// batches grow by themselves. [NewGather] makes one, [Gather.Run] runs it.
+type Gather[T, R any] struct {
+	writers, max int
+	commit       func(ctx context.Context, items []T) ([]Result[R], error)
+	waiting      chan request[T, R]
+	stopped      chan struct{}
+}
+
+type request[T, R any] struct {
+	item  T
+	reply chan Result[R] // buffered: the writer never waits for a client
+}
+
+// NewGather makes a gather with a number of writers, which commit at most max items each.
+// commit does the work of one transaction and returns one result for each item, in the
+// same order.
+//
+// When commit returns an error, nothing may have been committed. A deadlock is tried
+// again; if the database cannot work, all items get the error; any other error belongs to one of
+// them, so each is tried alone, and the others succeed.
+func NewGather[T, R any](writers, max int, commit func(ctx context.Context, items []T) ([]Result[R], error)) *Gather[T, R] {
+	return &Gather[T, R]{writers: writers, max: max, commit: commit, waiting: make(chan request[T, R]), stopped: make(chan struct{})}
+}
+
+// Run owns the writers and blocks until ctx is done and they have finished what they had
+// taken. It returns nil. It may be called once; afterwards Do fails.
+func (g *Gather[T, R]) Run(ctx context.Context) error {
+	defer close(g.stopped)
+	var writers sync.WaitGroup
+	for range g.writers {
+		writers.Go(func() { g.write(ctx) })
+	}
+	writers.Wait()
+	return nil
+}
+
+// Do waits until the item is committed, or ctx is done. In the second case the item may
+// be committed nevertheless.
+func (g *Gather[T, R]) Do(ctx context.Context, item T) (R, error) {
+	var none R
+	req := request[T, R]{item, make(chan Result[R], 1)}
+	select {
+	case g.waiting <- req:
+	case <-ctx.Done():
+		return none, ctx.Err()
+	case <-g.stopped:
+		return none, errStopped
+	}
+	select {
+	case result := <-req.reply:
+		return result.Value, result.Err
+	case <-ctx.Done():
+		return none, ctx.Err()
+	}
+}
+
+func (g *Gather[T, R]) write(ctx context.Context) {
+	var taken []request[T, R]
+	for {
+		taken = taken[:0]
+		select {
+		case <-ctx.Done():
+			return
+		case req := <-g.waiting:
+			taken = append(taken, req)
+		}
+		for more := true; more && len(taken) < g.max; {
+			select {
+			case req := <-g.waiting:
+				taken = append(taken, req)
+			default:
+				more = false
+			}
+		}
+		// What was taken is finished, also when ctx ends meanwhile.
+		g.settle(context.WithoutCancel(ctx), taken)
+		clear(taken)
+	}
+}
+
+// settle commits what was taken, together if possible, and answers each request.
+func (g *Gather[T, R]) settle(ctx context.Context, taken []request[T, R]) {
+	items := make([]T, len(taken))
+	for i, req := range taken {
+		items[i] = req.item
+	}
+	results, err := g.try(ctx, items)
+	switch {
+	case err == nil:
+		for i, req := range taken {
+			req.reply <- results[i]
+		}
+	case len(taken) == 1 || Unavailable(err):
+		for _, req := range taken {
+			req.reply <- Result[R]{Err: err}
+		}
+	default:
+		for i := range taken {
+			g.settle(ctx, taken[i:i+1])
+		}
+	}
+}
+
+// try commits items, again after a deadlock or a collision with another instance: by
+// then that one has committed.
+func (g *Gather[T, R]) try(ctx context.Context, items []T) (results []Result[R], err error) {
+	for range 5 {
+		if results, err = g.once(ctx, items); !collision(err) {
+			break
+		}
+	}
+	return results, err
+}
+
+func (g *Gather[T, R]) once(ctx context.Context, items []T) (results []Result[R], err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the commit panicked: %v", p)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	results, err = g.commit(ctx, items)
+	if err == nil && len(results) != len(items) {
+		err = fmt.Errorf("the commit returned %d results for %d items", len(results), len(items))
+	}
+	return results, err
+}
+
+// collision: two transactions wanted the same rows. A new try sees what the other did.
+func collision(err error) bool {
+	var pg *pgconn.PgError
+	return errors.Is(err, errNoClaim) || errors.As(err, &pg) && (pg.Code == "40P01" || pg.Code == "40001" || pg.Code == "23505")
+}

@@ -1,0 +1,203 @@
+package service
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+)
+
+// maxBody bounds a request's body, in bytes.
+const maxBody = 64 << 10
+
+// ReadJSON reads the body, one JSON object, into v, a pointer to a struct. Everything
+// that is not exactly what v describes is a [Problem] that names the field: another
+// content type (none at all is accepted), more than 64 KiB, malformed JSON, an unknown
+// field, a wrong type, a fraction or an overflow where a whole number belongs, a NUL, text
+// that is not UTF-8, anything after the object. A missing field keeps its zero value:
+// check values afterwards.
+func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
+	if header := r.Header.Get("Content-Type"); header != "" {
+		kind, _, err := mime.ParseMediaType(header)
+		if err != nil || kind != "application/json" {
+			return NewProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "the content type %q is not application/json", clip(header))
+		}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return NewProblem(http.StatusRequestEntityTooLarge, "too-large", "the body is larger than %d bytes", maxBody)
+	case err != nil:
+		return BadRequest("malformed-json", "the body could not be read to its end")
+	case !utf8.Valid(body):
+		return BadRequest("malformed-json", "the body is not UTF-8 text")
+	case hasNUL(body):
+		return BadRequest("malformed-json", "the body has a NUL character")
+	}
+	body = bytes.TrimSpace(body)
+	if len(body) == 0 {
+		return BadRequest("malformed-json", "the body is empty: send a JSON object")
+	}
+	if body[0] != '{' {
+		return BadRequest("malformed-json", "the body must be a JSON object")
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return explain(err)
+	}
+	if d.InputOffset() < int64(len(body)) {
+		return BadRequest("malformed-json", "there is something after the JSON object, at byte %d", d.InputOffset()+1)
+	}
+	return nil
+}
+
+// explain turns an error of encoding/json into a problem.
+func explain(err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &syntax):
+		return BadRequest("malformed-json", "the body is not valid JSON at byte %d: %s", syntax.Offset, err)
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return BadRequest("malformed-json", "the JSON ends before it is complete")
+	case errors.As(err, &kind):
+		want := map[string]string{
+			"int64": "a whole number", "int": "a whole number", "string": "a string", "bool": "true or false",
+			"slice": "an array", "struct": "an object",
+		}[kind.Type.Kind().String()]
+		if want == "" {
+			want = kind.Type.Kind().String()
+		}
+		return BadRequest("bad-value", "%q must be %s, not %s", kind.Field, want, clip(kind.Value))
+	case strings.HasPrefix(err.Error(), "json: unknown field "):
+		return BadRequest("unknown-field", "the field %s is not known", clip(strings.TrimPrefix(err.Error(), "json: unknown field ")))
+	}
+	return BadRequest("malformed-json", "the body does not fit: %s", clip(err.Error()))
+}
+
+// hasNUL finds the escape of a NUL: valid in JSON, impossible in PostgreSQL's text.
+func hasNUL(body []byte) bool {
+	for rest := body; ; {
+		i := bytes.Index(rest, []byte(`\u0000`))
+		if i < 0 {
+			return false
+		}
+		before := i
+		for before > 0 && rest[before-1] == '\\' {
+			before--
+		}
+		if (i-before)%2 == 0 { // the backslash itself is not escaped
+			return true
+		}
+		rest = rest[i+1:]
+	}
+}
+
+// clip shortens what a client sent, for a detail.
+func clip(s string) string {
+	if len(s) > 100 {
+		return strings.ToValidUTF8(s[:100], "") + "…"
+	}
+	return s
+}
+
+// WriteJSON answers with v.
+func WriteJSON(w http.ResponseWriter, status int, v any) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("http: write a response: %w", err)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(text, '\n')) // a client that went away is not our fault
+	return nil
+}
+
+// Name checks a customer's id or an SKU: 1 to 100 characters of A-Z a-z 0-9 . _ : @ -
+// and neither "." nor "..", which mean something else in a URL. field is its name in the
+// problem.
+func Name(field, value string) error {
+	if value == "" {
+		return BadRequest("bad-value", "%q is missing", field)
+	}
+	if len(value) > 100 || value == "." || value == ".." {
+		return BadRequest("bad-value", "%q must have 1 to 100 characters of A-Z a-z 0-9 . _ : @ -, and must not be a path", field)
+	}
+	for _, c := range []byte(value) {
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || strings.IndexByte("._:@-", c) >= 0) {
+			return BadRequest("bad-value", "%q has the character %q: only A-Z a-z 0-9 . _ : @ - are allowed", field, string(rune(c)))
+		}
+	}
+	return nil
+}
+
+// ID reads a UUID in its usual form, lower or upper case. field is its name in the problem.
+func ID(field, value string) (uuid.UUID, error) {
+	id, err := uuid.Parse(value)
+	if err != nil || len(value) != 36 {
+		return uuid.UUID{}, BadRequest("bad-value", "%q must be a UUID, not %q", field, clip(value))
+	}
+	return id, nil
+}
+
+// Page is what a list's request asks for.
+type Page struct {
+	Limit int // 1 to 500
+	// Cursor is the key of the last row that the client has, in clear; empty for the first page.
+	Cursor string
+}
+
+// The bounds of [Page.Limit].
+const (
+	defaultLimit = 50
+	maxLimit     = 500
+)
+
+// ReadPage reads the query parameters limit (1 to 500, default 50) and cursor (as
+// [WriteList] gave it).
+func ReadPage(r *http.Request) (Page, error) {
+	query := r.URL.Query()
+	page := Page{Limit: defaultLimit}
+	if text := query.Get("limit"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > maxLimit {
+			return page, BadRequest("bad-value", `"limit" must be a whole number from 1 to %d, not %q`, maxLimit, clip(text))
+		}
+		page.Limit = n
+	}
+	if text := query.Get("cursor"); text != "" {
+		cursor, err := base64.RawURLEncoding.DecodeString(text)
+		if err != nil || !utf8.Valid(cursor) || bytes.IndexByte(cursor, 0) >= 0 || len(cursor) > 1000 {
+			return page, BadRequest("bad-cursor", `"cursor" is not one that this service gave: take "next_cursor" of the page before`)
+		}
+		page.Cursor = string(cursor)
+	}
+	return page, nil
+}
+
+// WriteList answers with a page of a list: {name: […], "next_cursor": …}. rows are up to
+// page.Limit+1, so that it shows whether there are more; key is what a row is sorted by.
+func WriteList[T any](w http.ResponseWriter, name string, page Page, rows []T, key func(T) string) error {
+	var next *string
+	if len(rows) > page.Limit {
+		rows = rows[:page.Limit]
+		cursor := base64.RawURLEncoding.EncodeToString([]byte(key(rows[len(rows)-1])))
+		next = &cursor
+	}
+	if rows == nil {
+		rows = []T{}
+	}
+	return WriteJSON(w, http.StatusOK, map[string]any{name: rows, "next_cursor": next})
+}

@@ -1,0 +1,257 @@
+// Package service is what the three services have in common: the process (environment,
+// start, shutdown), the consumer's wiring, the HTTP layer, and the helpers that their
+// domains share (problems, idempotency keys, group commit).
+//
+// A service is started by [Main] with a function that wires its domain. What the
+// process guarantees:
+//
+//   - A wrong setting, database, migration, broker or topic is one clear line and an exit
+//     within some seconds of the start. The same fault later is waited out.
+//   - Shutdown loses nothing: readyz goes red, requests are finished, the batch in hand
+//     is committed, offsets are committed, the group is left, the pool closed.
+//   - No goroutine survives [Run].
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"outboxsaga/events"
+	"outboxsaga/inbox"
+	"outboxsaga/outbox"
+
+	"github.com/gorilla/mux"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
+)
+
+// Service is what a domain hands to the process.
+type Service struct {
+	// Topics are consumed by the group that has the service's name. Required.
+	Topics []string
+	// Batch handles what comes from them. Required.
+	Batch func([]inbox.Event) inbox.Batch
+	// Decode turns a payload into Event.Body and rejects what can never work. Default:
+	// events.Decode.
+	Decode func(inbox.Event) (any, error)
+	// Committed is called after each transaction of the consumer that had an effect; it
+	// must not block. Default: none.
+	Committed func()
+	// DeadLetterTopic and DeadLetterType are those of the event that announces a dead
+	// letter. Required.
+	DeadLetterTopic, DeadLetterType string
+	// Routes adds the domain's HTTP routes; wrap handlers in [Handle].
+	Routes func(*mux.Router)
+	// Background functions run until their context is done, which is after the last
+	// request was answered. One that returns an error ends the service.
+	Background []func(context.Context) error
+	// Migrations are the service's own, at the root of the file system: the database must have
+	// them all, in the version table [SchemaTable]. Nil: not checked.
+	Migrations fs.FS
+}
+
+// Runtime is what the process hands to a domain. Nothing is connected yet: open checks
+// and wires, and starts nothing.
+type Runtime struct {
+	Pool *pgxpool.Pool
+	Log  *slog.Logger
+	// Draining is closed when shutdown begins: requests that wait for something should
+	// answer now.
+	Draining <-chan struct{}
+
+	getenv func(string) string
+}
+
+// Duration reads a time like 60s or 1m30s from the environment variable name. An error is one
+// of configuration.
+func (rt Runtime) Duration(name string, def time.Duration) (time.Duration, error) {
+	return duration(rt.getenv, name, def)
+}
+
+const (
+	// startTimeout bounds each step of the start that asks the database.
+	startTimeout = 8 * time.Second
+	// drainTimeout is how long requests may take to end once shutdown has begun.
+	drainTimeout = 15 * time.Second
+	// partitionsAhead and inboxPast are how many days of partitions are kept ready. The inbox
+	// reaches back further than outbox retention (3 days) plus topic retention (7 days).
+	partitionsAhead, inboxPast = 7, 11
+)
+
+// Main runs a service until SIGTERM or SIGINT, then ends the process: 0 after a clean
+// shutdown, 2 after bad configuration, 1 after any other failure, each with one line on
+// stderr. A second signal ends it at once. name is also the consumer group, addr the default
+// of HTTP_ADDR.
+func Main(name, addr string, open func(Runtime) (Service, error)) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	context.AfterFunc(ctx, stop)
+	err := Run(ctx, os.Getenv, os.Stderr, name, addr, open)
+	if err == nil {
+		return
+	}
+	fmt.Fprintf(os.Stderr, "%s: %s\n", name, oneLine(err))
+	if errors.As(err, new(configError)) {
+		os.Exit(2)
+	}
+	os.Exit(1)
+}
+
+// Run is [Main] without the process: it returns when ctx is done and all work is
+// finished (nil), or when the service cannot start or go on.
+func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name, addr string, open func(Runtime) (Service, error)) error {
+	cfg, err := readConfig(getenv, stderr, name, addr)
+	if err != nil {
+		return err
+	}
+	pool, err := pgxpool.NewWithConfig(context.WithoutCancel(ctx), cfg.pool)
+	if err != nil {
+		return fmt.Errorf("database pool: %w", err)
+	}
+	defer pool.Close()
+	draining := make(chan struct{})
+	svc, err := open(Runtime{Pool: pool, Log: cfg.log, Draining: draining, getenv: getenv})
+	if err != nil {
+		return err
+	}
+	metrics := newMetrics(pool)
+	consumer, err := newConsumer(cfg, pool, name, svc, metrics)
+	if err != nil {
+		return err
+	}
+	if err := prepare(ctx, pool, svc.Migrations); err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", cfg.addr)
+	if err != nil {
+		return fmt.Errorf("cannot listen on HTTP_ADDR %s: free the port or choose another: %w", cfg.addr, err)
+	}
+	server := newServer(handler(svc, health{pool, consumer, draining}, consumer, metrics), cfg.log)
+
+	// Work goes on while requests drain; hence a context of its own.
+	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWork()
+	running, failed := errgroup.WithContext(work)
+	running.Go(func() error { return consumer.Run(failed) })
+	running.Go(func() error { return keepPartitions(failed, pool, cfg.log) })
+	running.Go(func() error { return expireKeys(failed, pool, cfg.log) })
+	for _, background := range svc.Background {
+		running.Go(func() error { return background(failed) })
+	}
+	running.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("http server: %w", err)
+		}
+		return nil
+	})
+	cfg.log.Info("started", "http", listener.Addr().String())
+
+	select {
+	case <-ctx.Done():
+	case <-failed.Done():
+	}
+	close(draining)
+	if ctx.Err() != nil {
+		cfg.log.Info("stopping")
+		select {
+		case <-time.After(cfg.shutdownDelay):
+		case <-failed.Done():
+		}
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer cancel()
+	if err := server.Shutdown(end); err != nil {
+		cfg.log.Warn("requests cut off: they did not end in time", "after", drainTimeout, "error", err)
+		_ = server.Close() // the listener is closed already
+	}
+	stopWork()
+	if err := running.Wait(); err != nil {
+		return err
+	}
+	cfg.log.Info("stopped")
+	return nil
+}
+
+// prepare checks at the start what would otherwise show at the first request.
+func prepare(ctx context.Context, pool *pgxpool.Pool, own fs.FS) error {
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := pool.Ping(ctx); err != nil {
+		return fmt.Errorf("no connection to DATABASE_URL: check address, user, password and database: %w", err)
+	}
+	if err := checkMigrations(ctx, pool, own); err != nil {
+		return err
+	}
+	return preparePartitions(ctx, pool)
+}
+
+func preparePartitions(ctx context.Context, pool *pgxpool.Pool) error {
+	_, outboxErr := outbox.PreparePartitions(ctx, pool, partitionsAhead)
+	_, inboxErr := inbox.PreparePartitions(ctx, pool, inboxPast, partitionsAhead)
+	return errors.Join(outboxErr, inboxErr)
+}
+
+// keepPartitions prepares partitions often enough that a day without the database
+// does no harm: they reach a week ahead.
+func keepPartitions(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
+	return every(ctx, 6*time.Hour, time.Minute, log, "partitions not prepared", func(ctx context.Context) error {
+		return preparePartitions(ctx, pool)
+	})
+}
+
+func expireKeys(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
+	return every(ctx, 10*time.Minute, time.Minute, log, "idempotency keys not expired", func(ctx context.Context) error {
+		_, err := deleteExpiredKeys(ctx, pool)
+		return err
+	})
+}
+
+// every runs do at intervals until ctx is done, and sooner again after a failure.
+func every(ctx context.Context, interval, retry time.Duration, log *slog.Logger, failure string, do func(context.Context) error) error {
+	wait := interval
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		wait = interval
+		if err := do(ctx); err != nil && ctx.Err() == nil {
+			log.Warn(failure+"; trying again", "in", retry, "error", err)
+			wait = retry
+		}
+	}
+}
+
+func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *metrics) (*inbox.Consumer, error) {
+	decode := svc.Decode
+	if decode == nil {
+		decode = func(ev inbox.Event) (any, error) { return events.Decode(ev.Type, ev.Key, ev.Payload) }
+	}
+	hooks := m.hooks()
+	if count := hooks.Committed; svc.Committed != nil {
+		hooks.Committed = func(fresh, repeated, dead int, took time.Duration) {
+			count(fresh, repeated, dead, took)
+			if fresh > 0 {
+				svc.Committed()
+			}
+		}
+	}
+	return inbox.New(inbox.Config{
+		Pool: pool, Brokers: cfg.brokers, Group: name, Topics: svc.Topics,
+		Batch: svc.Batch, Decode: decode,
+		DeadLetter: func(d inbox.DeadLetter) (outbox.Event, error) {
+			return announce(svc.DeadLetterTopic, svc.DeadLetterType, d)
+		},
+		InstanceID: cfg.instance, Logger: cfg.log, Hooks: hooks,
+	})
+}
