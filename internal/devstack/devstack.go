@@ -159,14 +159,14 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 			}
 			done := make(chan error, 1)
 			steps <- func() error { // processes are started one at a time: s.started has one writer
-				err := s.launch(p)
+				err := s.Launch(p)
 				done <- err
 				return err
 			}
 			if err := <-done; err != nil {
 				return err
 			}
-			return s.await(ctx, p)
+			return s.Await(ctx, p)
 		})
 	}
 	if want[Postgres] {

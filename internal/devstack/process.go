@@ -43,13 +43,15 @@ type Process struct {
 // Start starts p unless it runs, and returns when it is ready. If it is not ready in
 // time or ends, the error has the last lines of its log.
 func (s *Stack) Start(ctx context.Context, p Process) error {
-	if err := s.launch(p); err != nil {
+	if err := s.Launch(p); err != nil {
 		return err
 	}
-	return s.await(ctx, p)
+	return s.Await(ctx, p)
 }
 
-func (s *Stack) launch(p Process) error {
+// Launch starts p unless it runs, and does not wait for it. Use it to start several
+// processes at once, and [Stack.Await] each.
+func (s *Stack) Launch(p Process) error {
 	if p.Mark == "" {
 		p.Mark = s.cfg.Dir
 	}
@@ -104,7 +106,8 @@ func checkPort(p Process) error {
 	return fmt.Errorf("port %d, for %s (%s): %w", p.Port, p.Name, p.PortVariable, err)
 }
 
-func (s *Stack) await(ctx context.Context, p Process) error {
+// Await returns when p is ready.
+func (s *Stack) Await(ctx context.Context, p Process) error {
 	if p.Ready == nil {
 		return nil
 	}

@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"outboxsaga/internal/provision"
+	"outboxsaga/internal/system"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+)
+
+func newProvisionCommand() *cobra.Command {
+	var replicas int16
+	c := &cobra.Command{
+		Use: "provision", Short: "Make roles, databases, migrations, slots and topics", Args: cobra.NoArgs,
+		Long: `Make what the services and connectors need, where it is missing. It reads ADMIN_DATABASE_URL (a superuser),
+KAFKA_BROKERS (host:port, with commas between) and CDC_PASSWORD (may be empty).`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			url, brokers := os.Getenv("ADMIN_DATABASE_URL"), os.Getenv("KAFKA_BROKERS")
+			if url == "" || brokers == "" {
+				return errors.New("set ADMIN_DATABASE_URL (postgres://user@host:port/postgres) and KAFKA_BROKERS (host:port)")
+			}
+			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
+			defer cancel()
+			return system.Provision(ctx, url, os.Getenv("CDC_PASSWORD"), strings.Split(brokers, ","), replicas)
+		},
+	}
+	c.Flags().Int16Var(&replicas, "replicas", 1, "replication factor of new topics")
+	return c
+}
+
+// slot is what PostgreSQL knows of a connector's slot.
+type slot struct {
+	Connector string `json:"connector"`
+	Slot      string `json:"slot"`
+	Active    bool   `json:"active"`
+	WALStatus string `json:"wal_status"` // reserved, extended, unreserved, lost, or missing
+	LagBytes  int64  `json:"lag_bytes"`  // not yet confirmed by the connector
+}
+
+func newSlotsCommand() *cobra.Command {
+	var asJSON bool
+	c := &cobra.Command{
+		Use: "slots", Short: "Show the replication slots of the local stack", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			stack, err := openStack(cmd)
+			if err != nil {
+				return err
+			}
+			slots, err := readSlots(cmd.Context(), stack.PostgresURL("postgres"))
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(slots)
+			}
+			for _, s := range slots {
+				fmt.Fprintf(cmd.OutOrStdout(), "%-10s %-18s active=%-5t %-10s lag %d bytes\n", s.Connector, s.Slot, s.Active, s.WALStatus, s.LagBytes)
+			}
+			return nil
+		},
+	}
+	c.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	return c
+}
+
+func readSlots(ctx context.Context, url string) ([]slot, error) {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return nil, fmt.Errorf("PostgreSQL does not answer: %w", err)
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var slots []slot
+	for _, d := range system.Databases() {
+		s := slot{Connector: d.Name, Slot: provision.Database{Name: d.Name}.Slot()}
+		err := conn.QueryRow(ctx, `SELECT active, coalesce(wal_status, ''), coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::bigint
+			FROM pg_replication_slots WHERE slot_name = $1`, s.Slot).Scan(&s.Active, &s.WALStatus, &s.LagBytes)
+		if errors.Is(err, pgx.ErrNoRows) {
+			s.WALStatus = "missing"
+		} else if err != nil {
+			return nil, fmt.Errorf("read the slot %s: %w", s.Slot, err)
+		}
+		slots = append(slots, s)
+	}
+	return slots, nil
+}

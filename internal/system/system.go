@@ -1,0 +1,180 @@
+// Package system knows what the whole system consists of: which databases with which
+// migrations, which topics, which services on which ports. The operator's command,
+// the tests and the benchmarks start it from here, so that all run the same.
+package system
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"outboxsaga/events"
+	"outboxsaga/inbox"
+	"outboxsaga/internal/connect"
+	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/provision"
+	"outboxsaga/internal/service"
+	ordermigrations "outboxsaga/order-service/migrations"
+	"outboxsaga/outbox"
+	paymentmigrations "outboxsaga/payment-service/migrations"
+	stockmigrations "outboxsaga/stock-service/migrations"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// Service is one of the three services.
+type Service struct {
+	Name         string // its folder, binary, consumer group, process
+	Database     provision.Database
+	PortVariable string
+	DefaultPort  int
+	Topics       []string // that its database writes
+}
+
+// Services are the three services, order-service first.
+func Services() []Service {
+	return []Service{
+		{"order-service", database("orderdb", "order_service", provision.Migrations{FS: ordermigrations.FS}), "ORDER_PORT", 8080, events.OrderTopics()},
+		{"stock-service", database("stockdb", "stock_service", provision.Migrations{FS: stockmigrations.FS}), "STOCK_PORT", 8081, events.StockTopics()},
+		{"payment-service", database("paymentdb", "payment_service", provision.Migrations{FS: paymentmigrations.FS}), "PAYMENT_PORT", 8082, events.PaymentTopics()},
+	}
+}
+
+func database(name, role string, own provision.Migrations) provision.Database {
+	own.Path, own.Table = ".", service.SchemaTable
+	return provision.Database{Name: name, Role: role, Migrations: append(SharedMigrations(), own)}
+}
+
+// SharedMigrations are those of the libraries and of what all services share. They run
+// before a service's own.
+func SharedMigrations() []provision.Migrations {
+	return []provision.Migrations{
+		{FS: outbox.Migrations, Path: "migrations", Table: outbox.MigrationsTable},
+		{FS: inbox.Migrations, Path: "migrations", Table: inbox.MigrationsTable},
+		{FS: service.Migrations, Path: "migrations", Table: service.MigrationsTable},
+	}
+}
+
+// Databases are those of the services.
+func Databases() []provision.Database {
+	var all []provision.Database
+	for _, s := range Services() {
+		all = append(all, s.Database)
+	}
+	return all
+}
+
+// Topics are all that must exist: the saga's and the connectors' heartbeats.
+func Topics() []provision.Topic {
+	var all []provision.Topic
+	for _, name := range events.Topics() {
+		all = append(all, provision.Topic{Name: name, Partitions: events.Partitions})
+	}
+	for _, d := range Databases() {
+		all = append(all, provision.HeartbeatTopic(d.Name))
+	}
+	return all
+}
+
+// Provision brings databases and topics to the state the services and connectors need.
+func Provision(ctx context.Context, superuser, cdcPassword string, brokers []string, replicas int16) error {
+	var both errgroup.Group
+	both.Go(func() error { return provision.Postgres(ctx, superuser, cdcPassword, Databases()) })
+	both.Go(func() error { return provision.Topics(ctx, brokers, replicas, Topics()...) })
+	return both.Wait()
+}
+
+// Register registers the connectors of a folder and waits until each streams.
+func Register(ctx context.Context, stack *devstack.Stack, dir string) error {
+	files, err := connect.Files(dir)
+	if err != nil {
+		return err
+	}
+	client := connect.Client{URL: stack.ConnectURL()}
+	var all errgroup.Group
+	for _, f := range files {
+		all.Go(func() error {
+			if err := client.Put(ctx, f); err != nil {
+				return err
+			}
+			return client.WaitStreaming(ctx, f.Name, stack.PostgresURL(f.Name), provision.Database{Name: f.Name}.Slot())
+		})
+	}
+	return all.Wait()
+}
+
+// Build compiles the services (and the commands) of the checkout into dir, with go
+// build's extra flags.
+func Build(ctx context.Context, root, dir string, out io.Writer, flags ...string) error {
+	args := append([]string{"build", "-trimpath", "-o", dir + string(filepath.Separator)}, flags...)
+	for _, s := range Services() {
+		args = append(args, "./"+s.Name)
+	}
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = root, out, out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("build the services: %w", err)
+	}
+	return nil
+}
+
+// Process says how a stack runs an instance of the service. The first instance has the service's
+// name, others NAME-2 and so on. env is added to its environment.
+func (s Service) Process(stack *devstack.Stack, bin string, instance, port int, env ...string) devstack.Process {
+	name := s.Name
+	if instance > 1 {
+		name += "-" + strconv.Itoa(instance)
+	}
+	addr := "127.0.0.1:" + strconv.Itoa(port)
+	program := filepath.Join(bin, s.Name)
+	return devstack.Process{
+		Name: name, Args: []string{program}, Mark: program, Port: port, PortVariable: s.PortVariable,
+		Env: append([]string{
+			"DATABASE_URL=" + stack.UserURL(s.Database.Role, s.Database.Name),
+			"KAFKA_BROKERS=" + stack.Broker(), "HTTP_ADDR=" + addr,
+		}, env...),
+		Ready:   func(ctx context.Context) error { return Ask(ctx, "http://"+addr+"/readyz") },
+		Timeout: 30 * time.Second,
+	}
+}
+
+// Ask is nil when url answers 200.
+func Ask(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(res.Body, 1000))
+		return fmt.Errorf("%s answers %s: %s", url, res.Status, text)
+	}
+	return nil
+}
+
+// Root finds the checkout: the folder with go.mod above the working folder.
+func Root() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "debezium", "pom.xml")); err == nil {
+			return dir, nil
+		}
+		if dir == filepath.Dir(dir) {
+			return "", fmt.Errorf("this is no checkout of the project: run it from the folder with docker-compose.yaml")
+		}
+		dir = filepath.Dir(dir)
+	}
+}

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Registers the connectors in connectors/*.json with Kafka Connect, or changes them to what the files say,
+# and waits until every one streams: its tasks are RUNNING and its replication slot is active.
+# Fails with the connector's own error otherwise. It may be run at any time.
+#
+#   CONNECT_URL=http://127.0.0.1:8083 scripts/register-connectors.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+need_tools curl jq
+url=${CONNECT_URL:-http://127.0.0.1:${CONNECT_PORT:-8083}}
+timeout=${REGISTER_TIMEOUT:-60}
+STACK_DIR=$(stack_dir)
+export STACK_DIR
+answer=$(mktemp)
+trap 'rm -f "$answer"' EXIT
+deadline=$((SECONDS + timeout))
+
+curl -s -o /dev/null --max-time 5 "$url/" || die "Kafka Connect does not answer at $url: start it (scripts/up.sh), or set CONNECT_PORT or CONNECT_URL"
+
+# register NAME: 409 means that the worker rebalances; it passes.
+register() {
+  local code
+  while :; do
+    code=$(curl -s -o "$answer" -w '%{http_code}' --max-time 30 -X PUT -H 'Content-Type: application/json' \
+      --data @"connectors/$1.json" "$url/connectors/$1/config") || code=000
+    case $code in
+      200 | 201) return ;;
+      409 | 000) [ $SECONDS -lt $deadline ] || die "connector $1: Kafka Connect is still busy after $timeout s" ; sleep 0.2 ;;
+      *) die "connector $1: Kafka Connect answers $code: $(jq -r '.message // .' "$answer" 2>/dev/null || cat "$answer")" ;;
+    esac
+  done
+}
+
+# waiting NAME: prints what the connector waits for; nothing once it streams.
+waiting() {
+  local code
+  code=$(curl -s -o "$answer" -w '%{http_code}' --max-time 10 "$url/connectors/$1/status") || code=000
+  if [ "$code" != 200 ]; then echo "no status yet ($code)"; return; fi
+  if jq -e '[.connector, .tasks[]] | any(.state == "FAILED")' "$answer" >/dev/null; then
+    die "connector $1 FAILED: $(jq -r '[.connector, .tasks[]] | map(select(.state == "FAILED"))[0].trace' "$answer" |
+      grep -E '^(Caused by: )?[a-zA-Z.]+(Exception|Error)' | tail -1 | sed 's/^Caused by: //')"
+  fi
+  jq -r 'if (.tasks | length) == 0 then "it has no task yet"
+         else [.connector, .tasks[]] | map(select(.state != "RUNNING")) | if length == 0 then "" else "it is " + .[0].state end end' "$answer"
+}
+
+for file in connectors/*.json; do register "$(basename "$file" .json)"; done
+for file in connectors/*.json; do
+  name=$(basename "$file" .json)
+  while :; do
+    missing=$(waiting "$name") || exit 1
+    if [ -z "$missing" ]; then
+      # Connect says RUNNING also while nothing flows: only PostgreSQL knows whether the slot is used.
+      slot=$("$STACK_DIR/bin/outboxctl" slots --json | jq -r --arg n "$name" '.[] | select(.connector == $n)')
+      [ "$(jq -r .active <<<"$slot")" != true ] || break
+      missing="its slot $(jq -r .slot <<<"$slot") is not active ($(jq -r .wal_status <<<"$slot"))"
+    fi
+    [ $SECONDS -lt $deadline ] || die "connector $name does not stream after $timeout s: $missing; see $STACK_DIR/logs/connect.log"
+    sleep 0.1
+  done
+  echo "  connector $name streams"
+done

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Shows the records of the saga's topics as they come: topic, key, headers, payload. Ctrl-C ends it.
+#
+#   scripts/tail-topics.sh [TOPIC...]     (all topics of the saga)
+#   FROM=beginning scripts/tail-topics.sh --exit      what is there already, then end
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+need_tools kcat jq
+broker=127.0.0.1:${KAFKA_PORT:-9092}
+options=()
+if [ "${1:-}" = --exit ]; then options+=(-e); shift; fi
+list=$(kcat -b "$broker" -L -J -m 5 2>/dev/null) || die "Kafka does not answer at $broker: start the system with scripts/up.sh, or set KAFKA_PORT"
+if [ $# = 0 ]; then
+  mapfile -t topics < <(jq -r '.topics[].topic | select(test("^(order|payment|stock)($|\\.)"))' <<<"$list" | sort)
+else
+  topics=("$@")
+fi
+for t in "${topics[@]}"; do
+  jq -e --arg t "$t" '.topics | any(.topic == $t)' <<<"$list" >/dev/null || die "there is no topic $t; there are: $(jq -r '[.topics[].topic | select(startswith("_") | not)] | sort | join(" ")' <<<"$list")"
+done
+# A consumer per topic (kcat reads one topic without a group); -u: lines come at once.
+trap 'trap - EXIT; kill 0' EXIT INT TERM
+for t in "${topics[@]}"; do
+  kcat -b "$broker" -C -t "$t" -o "${FROM:-end}" -q -u "${options[@]}" -f '%t  key=%k  %h\n    %s\n' &
+done
+wait
+trap - EXIT

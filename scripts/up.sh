@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Starts the whole system, without containers, and shows it working: installs what is missing, resolves
+# PostgreSQL, Kafka and Debezium, builds and starts the services, registers the connectors, and places
+# a few orders. What runs already is left alone; what has died is started again.
+#
+#   scripts/up.sh [--no-demo]
+#
+# STACK_DIR (.stack) holds all state. Ports: POSTGRES_PORT 5432, KAFKA_PORT 9092, CONNECT_PORT 8083,
+# ORDER_PORT 8080, STOCK_PORT 8081, PAYMENT_PORT 8082. Other variables reach the services,
+# for example ORDER_TIMEOUT=5s.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+
+demo=1
+case "${1:-}" in
+  --no-demo) demo= ;;
+  "") ;;
+  *) die "usage: scripts/up.sh [--no-demo]" ;;
+esac
+
+need_go
+need_tools jdk maven jq kcat curl
+STACK_DIR=$(stack_dir)
+export STACK_DIR
+mkdir -p "$STACK_DIR/bin" 2>/dev/null && [ -w "$STACK_DIR/bin" ] || die "cannot write in $STACK_DIR: choose another folder with STACK_DIR"
+
+echo "building"
+go build -trimpath -o "$STACK_DIR/bin/" ./cmd/outboxctl ./order-service ./stock-service ./payment-service
+
+echo "starting (logs are in $STACK_DIR/logs)"
+"$STACK_DIR/bin/outboxctl" stack up
+scripts/register-connectors.sh
+
+if [ -n "$demo" ] && [ ! -e "$STACK_DIR/.demo" ]; then
+  "$STACK_DIR/bin/outboxctl" demo
+  touch "$STACK_DIR/.demo"
+fi
+cat <<END
+The system runs: order-service http://127.0.0.1:${ORDER_PORT:-8080}, stock-service :${STOCK_PORT:-8081}, payment-service :${PAYMENT_PORT:-8082}
+  scripts/place-order.sh    place an order
+  scripts/tail-topics.sh    watch the topics
+  scripts/down.sh [--wipe]  stop it [and remove its data]
+END
