@@ -13,7 +13,9 @@ options=()
 if [ "${1:-}" = --exit ]; then options+=(-e); shift; fi
 list=$(kcat -b "$broker" -L -J -m 5 2>/dev/null) || die "Kafka does not answer at $broker: start the system with scripts/up.sh, or set KAFKA_PORT"
 if [ $# = 0 ]; then
-  mapfile -t topics < <(jq -r '.topics[].topic | select(test("^(order|payment|stock)($|\\.)"))' <<<"$list" | sort)
+  topics=()
+  while read -r t; do topics+=("$t"); done < <(jq -r '.topics[].topic | select(test("^(order|payment|stock)($|\\.)"))' <<<"$list" | sort)
+  [ ${#topics[@]} -gt 0 ] || die "the saga's topics are not there: make them with scripts/up.sh"
 else
   topics=("$@")
 fi
@@ -23,7 +25,7 @@ done
 # A consumer per topic (kcat reads one topic without a group); -u: lines come at once.
 trap 'trap - EXIT; kill 0' EXIT INT TERM
 for t in "${topics[@]}"; do
-  kcat -b "$broker" -C -t "$t" -o "${FROM:-end}" -q -u "${options[@]}" -f '%t  key=%k  %h\n    %s\n' &
+  kcat -b "$broker" -C -t "$t" -o "${FROM:-end}" -q -u ${options[@]+"${options[@]}"} -f '%t  key=%k  %h\n    %s\n' &
 done
 wait
 trap - EXIT

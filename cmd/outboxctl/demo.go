@@ -48,8 +48,8 @@ func demo(ctx context.Context, out io.Writer) error {
 	}
 	fmt.Fprintln(out, "goods and money: 100 books, 1 lamp; alice has 1,000,000, bob has 10")
 	for path, body := range map[string]string{
-		base["stock-service"] + "/items/book/receipts":        `{"quantity":100}`,
-		base["stock-service"] + "/items/lamp/receipts":        `{"quantity":1}`,
+		base["stock-service"] + "/items/book/receipts":       `{"quantity":100}`,
+		base["stock-service"] + "/items/lamp/receipts":       `{"quantity":1}`,
 		base["payment-service"] + "/accounts/alice/deposits": `{"amount":1000000}`,
 		base["payment-service"] + "/accounts/bob/deposits":   `{"amount":10}`,
 	} {
