@@ -1,11 +1,31 @@
 package service
 
 import (
+	"fmt"
+	"slices"
+
 	"outboxsaga/events"
+	"outboxsaga/inbox"
 	"outboxsaga/outbox"
 
 	"github.com/google/uuid"
 )
+
+// Decode reads an event of the saga, for [Service.Decode]: its type is one of types, its
+// payload fits, and its key is an order's id. An error means that the record can never work.
+func Decode(ev inbox.Event, types ...string) (any, error) {
+	body, err := events.Decode(ev.Type, ev.Key, ev.Payload)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.Contains(types, ev.Type) {
+		return nil, fmt.Errorf("the event type %q is not for this service, which handles %q", ev.Type, types)
+	}
+	if id, err := uuid.Parse(ev.Key); err != nil || id.String() != ev.Key {
+		return nil, fmt.Errorf("the key %.100q is not an order's id (a UUID in lower case)", ev.Key)
+	}
+	return body, nil
+}
 
 // Outbox makes the outbox row of a saga message. id is the event's; the zero id: a new
 // one. traceparent may be empty.
@@ -19,4 +39,16 @@ func Outbox(id uuid.UUID, m events.Message, traceparent string) (outbox.Event, e
 	}
 	ev.Traceparent = traceparent
 	return ev, nil
+}
+
+// Answer makes the outbox rows of the messages that a decision on ev sends.
+func Answer(ev inbox.Event, messages []events.Message) ([]outbox.Event, error) {
+	rows := make([]outbox.Event, len(messages))
+	for i, m := range messages {
+		var err error
+		if rows[i], err = Outbox(uuid.Nil, m, ev.Traceparent); err != nil {
+			return nil, err
+		}
+	}
+	return rows, nil
 }

@@ -1,0 +1,3 @@
+ALTER TABLE outbox DROP CONSTRAINT outbox_topic;
+DROP TABLE reservations;
+DROP TABLE items;
