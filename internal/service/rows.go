@@ -1,8 +1,14 @@
 package service
 
 import (
+	"context"
+	"fmt"
 	"maps"
 	"slices"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Rows are the rows of one table that a batch has loaded, by key, with what it made of
@@ -52,4 +58,47 @@ func (r Rows[V]) pick(wanted func(key string) bool) []V {
 		rows[i] = r.now[key]
 	}
 	return rows
+}
+
+// Queue queues a statement that reads rows into r. Its columns are V's fields, in their
+// order; key is what a row is found by.
+func (r Rows[V]) Queue(b *pgx.Batch, key func(V) string, sql string, args ...any) {
+	b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
+		found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[V])
+		for _, row := range found {
+			r.Loaded(key(row), row)
+		}
+		return err
+	})
+}
+
+// Select reads rows whose columns are T's fields, in their order. what names them in an error.
+func Select[T any](ctx context.Context, pool *pgxpool.Pool, what, sql string, args ...any) ([]T, error) {
+	rows, err := pool.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", what, err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowToStructByPos[T])
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", what, err)
+	}
+	return found, nil
+}
+
+// SelectOne is [Select] for a row that may be missing: nil.
+func SelectOne[T any](ctx context.Context, pool *pgxpool.Pool, what, sql string, args ...any) (*T, error) {
+	found, err := Select[T](ctx, pool, what, sql, args...)
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	return &found[0], nil
+}
+
+// OrderIDs are the keys of events that [Decode] has accepted, for a parameter uuid[].
+func OrderIDs(keys []string) [][16]byte {
+	ids := make([][16]byte, len(keys))
+	for i, key := range keys {
+		ids[i] = uuid.MustParse(key)
+	}
+	return ids
 }

@@ -53,7 +53,7 @@ func (s *Store) getAccount(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if account.CustomerID == "" {
+	if account == nil {
 		return service.NotFound("account-not-found", "nothing was ever deposited for %q", customerID)
 	}
 	return service.WriteJSON(w, http.StatusOK, account)

@@ -53,8 +53,8 @@ func (b *batch) Load(sql *pgx.Batch) {
 			compensated = append(compensated, ev.Key)
 		}
 	}
-	queuePayments(sql, b.book.payments, orders)
-	queueAccounts(sql, b.book.accounts, customers, compensated)
+	b.book.queuePayments(sql, orders)
+	b.book.queueAccounts(sql, customers, compensated)
 }
 
 // Decide leads an event to its decision.

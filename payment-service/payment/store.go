@@ -2,7 +2,6 @@ package payment
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -26,7 +25,7 @@ func newBook() book {
 
 const (
 	lockPayments = `
-SELECT order_id, customer_id, amount, status, reason FROM payments
+SELECT order_id::text, customer_id, amount, status, reason FROM payments
 WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR UPDATE`
 
 	// The accounts that are named, and those that the compensated orders were charged to.
@@ -58,29 +57,13 @@ FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS u (customer
 WHERE a.customer_id = u.customer_id`
 )
 
-func queuePayments(b *pgx.Batch, into service.Rows[Payment], orders []string) {
-	b.Queue(lockPayments, ids(orders)).Query(func(rows pgx.Rows) error {
-		var id uuid.UUID
-		var p Payment
-		_, err := pgx.ForEachRow(rows, []any{&id, &p.CustomerID, &p.Amount, &p.Status, &p.Reason}, func() error {
-			p.OrderID = id.String()
-			into.Loaded(p.OrderID, p)
-			return nil
-		})
-		return err
-	})
+func (k book) queuePayments(b *pgx.Batch, orders []string) {
+	k.payments.Queue(b, func(p Payment) string { return p.OrderID }, lockPayments, service.OrderIDs(orders))
 }
 
-func queueAccounts(b *pgx.Batch, into service.Rows[Account], customers, compensated []string) {
+func (k book) queueAccounts(b *pgx.Batch, customers, compensated []string) {
 	slices.Sort(customers)
-	b.Queue(lockAccounts, slices.Compact(customers), ids(compensated)).Query(func(rows pgx.Rows) error {
-		var a Account
-		_, err := pgx.ForEachRow(rows, []any{&a.CustomerID, &a.Balance, &a.Charged, &a.Deposited}, func() error {
-			into.Loaded(a.CustomerID, a)
-			return nil
-		})
-		return err
-	})
+	k.accounts.Queue(b, func(a Account) string { return a.CustomerID }, lockAccounts, slices.Compact(customers), service.OrderIDs(compensated))
 }
 
 // queueSave writes one statement for each kind of change.
@@ -118,15 +101,6 @@ func accountColumns(rows []Account) []any {
 		customers[i], balances[i], charged[i], deposited[i] = a.CustomerID, a.Balance, a.Charged, a.Deposited
 	}
 	return []any{customers, balances, charged, deposited}
-}
-
-// ids are order ids that Decode has checked.
-func ids(orders []string) [][16]byte {
-	out := make([][16]byte, len(orders))
-	for i, order := range orders {
-		out[i] = uuid.MustParse(order)
-	}
-	return out
 }
 
 // Store serves the HTTP routes. [NewStore] makes it, [Store.Run] runs its writers.
@@ -170,7 +144,7 @@ func (s *Store) deposit(ctx context.Context, deposits []DepositRequest) ([]servi
 	results := make([]service.Result[Account], len(deposits))
 	err := service.Transact(ctx, s.pool, func(b *pgx.Batch) {
 		service.QueueClaim(b, claims)
-		queueAccounts(b, k.accounts, customers, nil)
+		k.queueAccounts(b, customers, nil)
 	}, func(b *pgx.Batch) error {
 		for i, d := range deposits {
 			account := k.accounts.Get(d.CustomerID)
@@ -192,30 +166,16 @@ func (s *Store) deposit(ctx context.Context, deposits []DepositRequest) ([]servi
 	return results, nil
 }
 
-// Account reads one account; the zero value if there is none.
-func (s *Store) Account(ctx context.Context, customerID string) (Account, error) {
-	accounts, err := s.accounts(ctx, `SELECT customer_id, balance, charged, deposited FROM accounts WHERE customer_id = $1`, customerID)
-	if err != nil || len(accounts) == 0 {
-		return Account{}, err
-	}
-	return accounts[0], nil
+// Account reads one account; nil if there is none.
+func (s *Store) Account(ctx context.Context, customerID string) (*Account, error) {
+	return service.SelectOne[Account](ctx, s.pool, "an account",
+		`SELECT customer_id, balance, charged, deposited FROM accounts WHERE customer_id = $1`, customerID)
 }
 
 // Accounts reads up to limit accounts whose customer comes after another one.
 func (s *Store) Accounts(ctx context.Context, after string, limit int) ([]Account, error) {
-	return s.accounts(ctx, `SELECT customer_id, balance, charged, deposited FROM accounts WHERE customer_id > $1 ORDER BY customer_id LIMIT $2`, after, limit)
-}
-
-func (s *Store) accounts(ctx context.Context, sql string, args ...any) ([]Account, error) {
-	rows, err := s.pool.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, fmt.Errorf("read accounts: %w", err)
-	}
-	accounts, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Account])
-	if err != nil {
-		return nil, fmt.Errorf("read accounts: %w", err)
-	}
-	return accounts, nil
+	return service.Select[Account](ctx, s.pool, "accounts",
+		`SELECT customer_id, balance, charged, deposited FROM accounts WHERE customer_id > $1 ORDER BY customer_id LIMIT $2`, after, limit)
 }
 
 // View is a payment as its readers see it.
@@ -231,17 +191,10 @@ type View struct {
 
 // Payment reads the payment of an order; nil if there is none.
 func (s *Store) Payment(ctx context.Context, orderID uuid.UUID) (*View, error) {
-	rows, err := s.pool.Query(ctx, `SELECT order_id, customer_id, amount, status, reason, created_at, updated_at FROM payments WHERE order_id = $1`, orderID)
-	if err != nil {
-		return nil, fmt.Errorf("read payment %s: %w", orderID, err)
+	v, err := service.SelectOne[View](ctx, s.pool, "a payment",
+		`SELECT order_id, customer_id, amount, status, reason, created_at, updated_at FROM payments WHERE order_id = $1`, orderID)
+	if v != nil {
+		v.CreatedAt, v.UpdatedAt = v.CreatedAt.UTC(), v.UpdatedAt.UTC()
 	}
-	p, err := pgx.CollectExactlyOneRow(rows, pgx.RowToAddrOfStructByPos[View])
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("read payment %s: %w", orderID, err)
-	}
-	p.CreatedAt, p.UpdatedAt = p.CreatedAt.UTC(), p.UpdatedAt.UTC()
-	return p, nil
+	return v, err
 }

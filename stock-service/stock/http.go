@@ -53,7 +53,7 @@ func (s *Store) getItem(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if item.SKU == "" {
+	if item == nil {
 		return service.NotFound("item-not-found", "nothing was ever received of %q", sku)
 	}
 	return service.WriteJSON(w, http.StatusOK, item)

@@ -55,8 +55,8 @@ func (b *batch) Load(sql *pgx.Batch) {
 			compensated = append(compensated, ev.Key)
 		}
 	}
-	queueReservations(sql, b.book.reservations, orders)
-	queueItems(sql, b.book.items, skus, compensated)
+	b.book.queueReservations(sql, orders)
+	b.book.queueItems(sql, skus, compensated)
 }
 
 // Decide leads an event to its decision.

@@ -3,7 +3,6 @@ package stock
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -27,7 +26,7 @@ func newBook() book {
 
 const (
 	lockReservations = `
-SELECT order_id, status, reason, items::text FROM reservations
+SELECT order_id::text, status, reason, items::text FROM reservations
 WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR UPDATE`
 
 	// The items that are named, and those that the compensated orders hold. Reservations
@@ -60,40 +59,23 @@ FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[]) AS u (sku, ava
 WHERE i.sku = u.sku`
 )
 
-func queueReservations(b *pgx.Batch, into service.Rows[Reservation], orders []string) {
-	b.Queue(lockReservations, ids(orders)).Query(func(rows pgx.Rows) error {
-		var id uuid.UUID
-		var r Reservation
-		_, err := pgx.ForEachRow(rows, []any{&id, &r.Status, &r.Reason, &r.Lines}, func() error {
-			r.OrderID = id.String()
-			into.Loaded(r.OrderID, r)
-			return nil
-		})
-		return err
-	})
+func (k book) queueReservations(b *pgx.Batch, orders []string) {
+	k.reservations.Queue(b, func(r Reservation) string { return r.OrderID }, lockReservations, service.OrderIDs(orders))
 }
 
-func queueItems(b *pgx.Batch, into service.Rows[Item], skus, compensated []string) {
+func (k book) queueItems(b *pgx.Batch, skus, compensated []string) {
 	slices.Sort(skus)
-	b.Queue(lockItems, slices.Compact(skus), ids(compensated)).Query(func(rows pgx.Rows) error {
-		var i Item
-		_, err := pgx.ForEachRow(rows, []any{&i.SKU, &i.Available, &i.Reserved, &i.Received}, func() error {
-			into.Loaded(i.SKU, i)
-			return nil
-		})
-		return err
-	})
+	k.items.Queue(b, func(i Item) string { return i.SKU }, lockItems, slices.Compact(skus), service.OrderIDs(compensated))
 }
 
 // queueSave writes one statement for each kind of change.
 func (k book) queueSave(b *pgx.Batch) {
 	if added := k.reservations.Added(); len(added) > 0 {
-		orders, statuses, reasons, lines := reservationColumns(added)
-		b.Queue(insertReservations, orders, statuses, reasons, lines)
+		b.Queue(insertReservations, reservationColumns(added)...)
 	}
 	if changed := k.reservations.Changed(); len(changed) > 0 {
-		orders, statuses, _, _ := reservationColumns(changed)
-		b.Queue(updateReservations, orders, statuses)
+		columns := reservationColumns(changed)
+		b.Queue(updateReservations, columns[0], columns[1])
 	}
 	if added := k.items.Added(); len(added) > 0 {
 		b.Queue(insertItems, itemColumns(added)...)
@@ -103,12 +85,13 @@ func (k book) queueSave(b *pgx.Batch) {
 	}
 }
 
-func reservationColumns(rows []Reservation) (orders [][16]byte, statuses, reasons, lines []string) {
-	for _, r := range rows {
-		orders = append(orders, uuid.MustParse(r.OrderID))
-		statuses, reasons, lines = append(statuses, string(r.Status)), append(reasons, r.Reason), append(lines, string(r.Lines))
+func reservationColumns(rows []Reservation) []any {
+	n := len(rows)
+	orders, statuses, reasons, lines := make([][16]byte, n), make([]string, n), make([]string, n), make([]string, n)
+	for i, r := range rows {
+		orders[i], statuses[i], reasons[i], lines[i] = uuid.MustParse(r.OrderID), string(r.Status), r.Reason, string(r.Lines)
 	}
-	return orders, statuses, reasons, lines
+	return []any{orders, statuses, reasons, lines}
 }
 
 func itemColumns(rows []Item) []any {
@@ -118,15 +101,6 @@ func itemColumns(rows []Item) []any {
 		skus[i], available[i], reserved[i], received[i] = item.SKU, item.Available, item.Reserved, item.Received
 	}
 	return []any{skus, available, reserved, received}
-}
-
-// ids are order ids that Decode has checked.
-func ids(orders []string) [][16]byte {
-	out := make([][16]byte, len(orders))
-	for i, order := range orders {
-		out[i] = uuid.MustParse(order)
-	}
-	return out
 }
 
 // Store serves the HTTP routes. [NewStore] makes it, [Store.Run] runs its writers.
@@ -170,7 +144,7 @@ func (s *Store) receive(ctx context.Context, receipts []Receipt) ([]service.Resu
 	results := make([]service.Result[Item], len(receipts))
 	err := service.Transact(ctx, s.pool, func(b *pgx.Batch) {
 		service.QueueClaim(b, claims)
-		queueItems(b, k.items, skus, nil)
+		k.queueItems(b, skus, nil)
 	}, func(b *pgx.Batch) error {
 		for i, r := range receipts {
 			item := k.items.Get(r.SKU)
@@ -192,30 +166,15 @@ func (s *Store) receive(ctx context.Context, receipts []Receipt) ([]service.Resu
 	return results, nil
 }
 
-// Item reads one item; the zero value if there is none.
-func (s *Store) Item(ctx context.Context, sku string) (Item, error) {
-	items, err := s.items(ctx, `SELECT sku, available, reserved, received FROM items WHERE sku = $1`, sku)
-	if err != nil || len(items) == 0 {
-		return Item{}, err
-	}
-	return items[0], nil
+// Item reads one item; nil if there is none.
+func (s *Store) Item(ctx context.Context, sku string) (*Item, error) {
+	return service.SelectOne[Item](ctx, s.pool, "an item", `SELECT sku, available, reserved, received FROM items WHERE sku = $1`, sku)
 }
 
 // Items reads up to limit items whose SKU comes after another one.
 func (s *Store) Items(ctx context.Context, after string, limit int) ([]Item, error) {
-	return s.items(ctx, `SELECT sku, available, reserved, received FROM items WHERE sku > $1 ORDER BY sku LIMIT $2`, after, limit)
-}
-
-func (s *Store) items(ctx context.Context, sql string, args ...any) ([]Item, error) {
-	rows, err := s.pool.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, fmt.Errorf("read items: %w", err)
-	}
-	items, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Item])
-	if err != nil {
-		return nil, fmt.Errorf("read items: %w", err)
-	}
-	return items, nil
+	return service.Select[Item](ctx, s.pool, "items",
+		`SELECT sku, available, reserved, received FROM items WHERE sku > $1 ORDER BY sku LIMIT $2`, after, limit)
 }
 
 // View is a reservation as its readers see it.
@@ -230,17 +189,10 @@ type View struct {
 
 // Reservation reads the reservation of an order; nil if there is none.
 func (s *Store) Reservation(ctx context.Context, orderID uuid.UUID) (*View, error) {
-	rows, err := s.pool.Query(ctx, `SELECT order_id, status, reason, items, created_at, updated_at FROM reservations WHERE order_id = $1`, orderID)
-	if err != nil {
-		return nil, fmt.Errorf("read reservation %s: %w", orderID, err)
+	v, err := service.SelectOne[View](ctx, s.pool, "a reservation",
+		`SELECT order_id, status, reason, items, created_at, updated_at FROM reservations WHERE order_id = $1`, orderID)
+	if v != nil {
+		v.CreatedAt, v.UpdatedAt = v.CreatedAt.UTC(), v.UpdatedAt.UTC()
 	}
-	r, err := pgx.CollectExactlyOneRow(rows, pgx.RowToAddrOfStructByPos[View])
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return nil, nil
-	case err != nil:
-		return nil, fmt.Errorf("read reservation %s: %w", orderID, err)
-	}
-	r.CreatedAt, r.UpdatedAt = r.CreatedAt.UTC(), r.UpdatedAt.UTC()
-	return r, nil
+	return v, err
 }
