@@ -86,18 +86,38 @@ func newLogger(getenv func(string) string, stderr io.Writer, name string) (*slog
 	return slog.New(handler).With("service", name), nil
 }
 
-// poolConfig reads DATABASE_URL. Its errors never show the password.
+// poolSize is the default of DATABASE_POOL_SIZE: the consumer and the writers use one
+// connection each, the rest is for reads.
+const poolSize = 8
+
 func poolConfig(getenv func(string) string, name string) (*pgxpool.Config, error) {
 	text := getenv("DATABASE_URL")
 	if text == "" {
 		return nil, badConfig("DATABASE_URL is not set: give it the database as postgres://user:password@host:port/database")
 	}
-	u, err := url.Parse(text)
+	cfg, err := PoolConfig(text, name)
+	if err != nil {
+		return nil, badConfig("DATABASE_URL %w", err)
+	}
+	if text := getenv("DATABASE_POOL_SIZE"); text != "" {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 4 || n > 1000 {
+			return nil, badConfig("DATABASE_POOL_SIZE is %q: it must be a whole number from 4 to 1000", text)
+		}
+		cfg.MaxConns = int32(n)
+	}
+	return cfg, nil
+}
+
+// PoolConfig is how services connect to the database at a URL. Settings that the URL
+// has itself are kept. An error never shows the password.
+func PoolConfig(databaseURL, name string) (*pgxpool.Config, error) {
+	u, err := url.Parse(databaseURL)
 	if err != nil || (u.Scheme != "postgres" && u.Scheme != "postgresql") {
 		// The parser's own reason may quote a piece of the password.
-		return nil, badConfig("DATABASE_URL is not a URL of the form postgres://user:password@host:port/database (special characters in the password must be percent-encoded)")
+		return nil, errors.New("is not a URL of the form postgres://user:password@host:port/database (special characters in the password must be percent-encoded)")
 	}
-	cfg, err := pgxpool.ParseConfig(text)
+	cfg, err := pgxpool.ParseConfig(databaseURL)
 	if err != nil {
 		reason := oneLine(err)
 		if i := strings.LastIndex(reason, "`"); i >= 0 { // pgx quotes the URL first
@@ -106,16 +126,9 @@ func poolConfig(getenv func(string) string, name string) (*pgxpool.Config, error
 		if password, ok := u.User.Password(); ok && password != "" {
 			reason = strings.ReplaceAll(reason, password, "xxxxx")
 		}
-		return nil, badConfig("DATABASE_URL: %s", reason)
+		return nil, fmt.Errorf("cannot be used: %s", reason)
 	}
-	cfg.MaxConns = 8
-	if text := getenv("DATABASE_POOL_SIZE"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 4 || n > 1000 {
-			return nil, badConfig("DATABASE_POOL_SIZE is %q: it must be a whole number from 4 to 1000", text)
-		}
-		cfg.MaxConns = int32(n)
-	}
+	cfg.MaxConns = poolSize
 	cfg.ConnConfig.ConnectTimeout = 5 * time.Second
 	for key, value := range map[string]string{
 		"application_name":                    name,

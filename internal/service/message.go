@@ -2,6 +2,8 @@ package service
 
 import (
 	"fmt"
+	"net/http"
+	"regexp"
 	"slices"
 
 	"outboxsaga/events"
@@ -51,4 +53,16 @@ func Answer(ev inbox.Event, messages []events.Message) ([]outbox.Event, error) {
 		}
 	}
 	return rows, nil
+}
+
+// traceparentForm is that of W3C Trace Context, version 00.
+var traceparentForm = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
+
+// Traceparent is the request's trace context, to go on with its events; empty where there
+// is none or it is malformed, as the standard asks.
+func Traceparent(r *http.Request) string {
+	if value := r.Header.Get("traceparent"); traceparentForm.MatchString(value) {
+		return value
+	}
+	return ""
 }

@@ -187,14 +187,19 @@ func ReadPage(r *http.Request) (Page, error) {
 	return page, nil
 }
 
+// Cursor is what a list gives for the page after key.
+func Cursor(key string) *string {
+	cursor := base64.RawURLEncoding.EncodeToString([]byte(key))
+	return &cursor
+}
+
 // WriteList answers with a page of a list: {name: […], "next_cursor": …}. rows are up to
 // page.Limit+1, so that it shows whether there are more; key is what a row is sorted by.
 func WriteList[T any](w http.ResponseWriter, name string, page Page, rows []T, key func(T) string) error {
 	var next *string
 	if len(rows) > page.Limit {
 		rows = rows[:page.Limit]
-		cursor := base64.RawURLEncoding.EncodeToString([]byte(key(rows[len(rows)-1])))
-		next = &cursor
+		next = Cursor(key(rows[len(rows)-1]))
 	}
 	if rows == nil {
 		rows = []T{}

@@ -34,6 +34,9 @@ func (r Rows[V]) Get(key string) V { return r.now[key] }
 // Set changes a row or makes a new one.
 func (r Rows[V]) Set(key string, row V) { r.now[key] = row }
 
+// All are the rows as they are now, in the order of their keys.
+func (r Rows[V]) All() []V { return r.pick(func(string) bool { return true }) }
+
 // Added are the rows that the database does not have, in the order of their keys.
 func (r Rows[V]) Added() []V {
 	return r.pick(func(key string) bool {

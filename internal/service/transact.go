@@ -12,8 +12,8 @@ import (
 
 // Transact runs one transaction in two round trips: what load queued, then what save
 // queued together with the commit. Between the two the callbacks of load have run, so
-// save decides on what they brought; it does no I/O. An error of either, or of a
-// statement, rolls everything back.
+// save decides on what they brought; it does no I/O. Without load (nil) one round trip is
+// enough. An error of either, or of a statement, rolls everything back.
 func Transact(ctx context.Context, pool *pgxpool.Pool, load func(*pgx.Batch), save func(*pgx.Batch) error) error {
 	return pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) (err error) {
 		defer func() {
@@ -25,11 +25,14 @@ func Transact(ctx context.Context, pool *pgxpool.Pool, load func(*pgx.Batch), sa
 		}()
 		first := &pgx.Batch{}
 		first.Queue("begin")
-		load(first)
-		if err := conn.SendBatch(ctx, first).Close(); err != nil {
-			return fmt.Errorf("load: %w", err)
+		second := first
+		if load != nil {
+			load(first)
+			if err := conn.SendBatch(ctx, first).Close(); err != nil {
+				return fmt.Errorf("load: %w", err)
+			}
+			second = &pgx.Batch{}
 		}
-		second := &pgx.Batch{}
 		if err := save(second); err != nil {
 			return err
 		}

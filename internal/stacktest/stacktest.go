@@ -38,6 +38,10 @@ func Main(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "stop the test stack:", err)
 		}
 	}
+	if built.Load() {
+		dir, _ := binaries()
+		os.RemoveAll(dir)
+	}
 	os.Exit(code)
 }
 

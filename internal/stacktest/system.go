@@ -1,0 +1,249 @@
+package stacktest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/system"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
+)
+
+// System is the whole system for a test: stack, connectors that stream, and services
+// as processes of their own.
+type System struct {
+	*devstack.Stack
+	t         testing.TB
+	bin       string
+	processes map[string]devstack.Process // by process name
+	urls      map[string][]string         // by service, one an instance
+	pools     sync.Map                    // database → *pgxpool.Pool
+}
+
+// built says that binaries has been called.
+var built atomic.Bool
+
+// binaries are the services, built once for a test package.
+var binaries = sync.OnceValues(func() (string, error) {
+	built.Store(true)
+	dir, err := os.MkdirTemp("", "outboxsaga-bin")
+	if err != nil {
+		return "", err
+	}
+	var flags []string
+	if raceEnabled {
+		flags = append(flags, "-race")
+	}
+	return dir, system.Build(context.Background(), Root(), dir, os.Stderr, flags...)
+})
+
+// NewSystem starts a system with a number of instances of each service. env is added to
+// the services' environment. It ends with the test.
+func NewSystem(t testing.TB, instances int, env ...string) *System {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	stack, err := New("system")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &System{Stack: stack, t: t, processes: map[string]devstack.Process{}, urls: map[string][]string{}}
+	t.Cleanup(s.end)
+	var both errgroup.Group
+	both.Go(func() (err error) { s.bin, err = binaries(); return err })
+	both.Go(func() error {
+		if err := stack.Up(ctx); err != nil {
+			return err
+		}
+		return system.Provision(ctx, stack.PostgresURL("postgres"), "", []string{stack.Broker()}, 1)
+	})
+	if err := both.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	ports, err := devstack.FreePorts(3 * instances)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all errgroup.Group
+	for _, svc := range system.Services() {
+		for i := range instances {
+			port := ports[0]
+			ports = ports[1:]
+			p := svc.Process(stack, s.bin, i+1, port, env...)
+			s.processes[p.Name] = p
+			s.urls[svc.Name] = append(s.urls[svc.Name], fmt.Sprintf("http://127.0.0.1:%d", port))
+			if err := stack.Launch(p); err != nil {
+				t.Fatal(err)
+			}
+			all.Go(func() error { return stack.Await(ctx, p) })
+		}
+	}
+	all.Go(func() error { return system.Register(ctx, stack, filepath.Join(Root(), "connectors")) })
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (s *System) end() {
+	if s.t.Failed() {
+		for name := range s.processes {
+			if text, err := os.ReadFile(s.LogFile(name)); err == nil && len(text) > 0 {
+				s.t.Logf("the end of the log of %s:\n%s", name, text[max(0, len(text)-3000):])
+			}
+		}
+	}
+	s.pools.Range(func(_, pool any) bool {
+		pool.(*pgxpool.Pool).Close()
+		return true
+	})
+	if err := s.Close(); err != nil {
+		s.t.Error(err)
+	}
+}
+
+// URL is the address of an instance (0 is the first) of a service.
+func (s *System) URL(service string, instance int) string { return s.urls[service][instance] }
+
+// DB is a pool on a database, as superuser.
+func (s *System) DB(name string) *pgxpool.Pool {
+	s.t.Helper()
+	if pool, ok := s.pools.Load(name); ok {
+		return pool.(*pgxpool.Pool)
+	}
+	pool, err := pgxpool.New(context.Background(), s.PostgresURL(name))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if other, loaded := s.pools.LoadOrStore(name, pool); loaded {
+		pool.Close()
+		pool = other.(*pgxpool.Pool)
+	}
+	return pool
+}
+
+// Kill ends a process with kill -9. [System.Restart] starts it again.
+func (s *System) Kill(name string) {
+	s.t.Helper()
+	if err := s.Signal(name, syscall.SIGKILL); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Restart starts a process that has ended: an engine or an instance of a service.
+func (s *System) Restart(name string) {
+	s.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var err error
+	if p, ok := s.processes[name]; ok {
+		err = s.Start(ctx, p)
+	} else {
+		err = s.UpOnly(ctx, name)
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Post sends JSON and decodes the answer into out (not if nil). It returns the status;
+// 0 and an error if there was no answer.
+func Post(ctx context.Context, url string, header http.Header, body string, out any) (int, error) {
+	return send(ctx, http.MethodPost, url, header, body, out)
+}
+
+// Get is [Post] without a body.
+func Get(ctx context.Context, url string, out any) (int, error) {
+	return send(ctx, http.MethodGet, url, nil, "", out)
+}
+
+func send(ctx context.Context, method, url string, header http.Header, body string, out any) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader([]byte(body)))
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	for key, values := range header {
+		req.Header[key] = values
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		return res.StatusCode, err
+	}
+	if out != nil {
+		if err := json.Unmarshal(text, out); err != nil {
+			return res.StatusCode, fmt.Errorf("%s %s: %s: %.200s: %w", method, url, res.Status, text, err)
+		}
+	}
+	return res.StatusCode, nil
+}
+
+// Produce puts records into Kafka that no outbox has sent: duplicates, poison.
+func (s *System) Produce(records ...*kgo.Record) {
+	s.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer client.Close()
+	if err := client.ProduceSync(context.Background(), records...).FirstErr(); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// Records reads what a topic holds now.
+func (s *System) Records(topic string) []*kgo.Record {
+	s.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	ends, err := endOffsets(ctx, client, topic)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	var got []*kgo.Record
+	for left := ends; left > 0; {
+		fetches := client.PollFetches(ctx)
+		if ctx.Err() != nil {
+			s.t.Fatalf("%s: read %d records of %d", topic, len(got), ends)
+		}
+		got = append(got, fetches.Records()...)
+		left = ends - int64(len(got))
+	}
+	return got
+}
+
+// endOffsets counts the records of a topic from which nothing was removed yet.
+func endOffsets(ctx context.Context, client *kgo.Client, topic string) (int64, error) {
+	offsets, err := kadm.NewClient(client).ListEndOffsets(ctx, topic)
+	if err != nil {
+		return 0, err
+	}
+	var n int64
+	offsets.Each(func(o kadm.ListedOffset) { n += o.Offset })
+	return n, offsets.Error()
+}

@@ -1,0 +1,2 @@
+ALTER TABLE outbox DROP CONSTRAINT outbox_topic;
+DROP TABLE orders;

@@ -1,0 +1,138 @@
+package order
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+	"time"
+
+	"outboxsaga/internal/service"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// View is an order as its readers see it.
+type View struct {
+	ID             uuid.UUID         `json:"id"`
+	CustomerID     string            `json:"customer_id"`
+	Status         Status            `json:"status"`
+	FailureReason  *string           `json:"failure_reason"` // null unless FAILED
+	NeedsAttention bool              `json:"needs_attention,omitempty"`
+	Amount         int64             `json:"amount"` // minor units
+	Items          json.RawMessage   `json:"items"`
+	Payment        stepView          `json:"payment"`
+	Stock          stepView          `json:"stock"`
+	Settled        bool              `json:"settled"`
+	CreatedAt      time.Time         `json:"created_at"`
+	UpdatedAt      time.Time         `json:"updated_at"`
+	Timeline       []json.RawMessage `json:"timeline,omitempty"` // not in lists
+}
+
+type stepView struct {
+	Status StepStatus `json:"status"`
+}
+
+// viewOf is a new order, before anyone has answered.
+func viewOf(p Placement, placed Placed) (View, error) {
+	items, err := json.Marshal(p.Lines)
+	if err != nil {
+		return View{}, err
+	}
+	step := stepView{StepInProgress}
+	return View{
+		ID: placed.ID, CustomerID: p.CustomerID, Status: InProgress, Amount: p.Amount, Items: items,
+		Payment: step, Stock: step, CreatedAt: placed.At, UpdatedAt: placed.At, Timeline: timeline(placed.Timeline),
+	}, nil
+}
+
+// timeline splits the lines that the database keeps.
+func timeline(text string) []json.RawMessage {
+	var entries []json.RawMessage
+	for line := range strings.Lines(text) {
+		entries = append(entries, json.RawMessage(strings.TrimSuffix(line, "\n")))
+	}
+	return entries
+}
+
+const viewColumns = `id, customer_id, status, failure_reason, needs_attention, amount, items, payment_status, stock_status, created_at, updated_at`
+
+func scanView(row pgx.CollectableRow, more ...any) (View, error) {
+	var v View
+	var reason, items string
+	err := row.Scan(append([]any{&v.ID, &v.CustomerID, &v.Status, &reason, &v.NeedsAttention, &v.Amount, &items,
+		&v.Payment.Status, &v.Stock.Status, &v.CreatedAt, &v.UpdatedAt}, more...)...)
+	if reason != "" {
+		v.FailureReason = &reason
+	}
+	v.Items = json.RawMessage(items)
+	v.CreatedAt, v.UpdatedAt = v.CreatedAt.UTC(), v.UpdatedAt.UTC()
+	v.Settled = Order{Payment: Step{Status: v.Payment.Status}, Stock: Step{Status: v.Stock.Status}}.Settled()
+	return v, err
+}
+
+// Get reads an order with its timeline; nil if there is none.
+func (s *Saga) Get(ctx context.Context, id uuid.UUID) (*View, error) {
+	rows, err := s.pool.Query(ctx, `SELECT `+viewColumns+`, timeline FROM orders WHERE id = $1`, id)
+	if err != nil {
+		return nil, err
+	}
+	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (View, error) {
+		var lines string
+		v, err := scanView(row, &lines)
+		v.Timeline = timeline(lines)
+		return v, err
+	})
+	if err != nil || len(found) == 0 {
+		return nil, err
+	}
+	return &found[0], nil
+}
+
+// Filter selects orders for a list, newest first.
+type Filter struct {
+	CustomerID string    // empty: any
+	Status     Status    // empty: any
+	Before     uuid.UUID // only older ones
+	Limit      int
+}
+
+// scanLimit bounds how many orders a page looks at for its status: there is no index
+// for it, because that would cost every order that is placed.
+const scanLimit = 10_000
+
+// List reads a page of orders and the cursor for the next one; nil at the end. With a status a
+// page may hold fewer than Limit orders, even none, and still have a next one.
+func (s *Saga) List(ctx context.Context, f Filter) (page []View, next *string, err error) {
+	window := f.Limit + 1
+	if f.Status != "" {
+		window = scanLimit
+	}
+	// Two texts, so that each has the plan of its index.
+	inner := `SELECT * FROM orders WHERE id < $1 AND $2 = $2 ORDER BY id DESC LIMIT $3`
+	if f.CustomerID != "" {
+		inner = `SELECT * FROM orders WHERE id < $1 AND customer_id = $2 ORDER BY id DESC LIMIT $3`
+	}
+	rows, err := s.pool.Query(ctx, `SELECT `+viewColumns+` FROM (`+inner+`) window WHERE $4 = '' OR status = $4 ORDER BY id DESC LIMIT $5`,
+		f.Before, f.CustomerID, window, string(f.Status), f.Limit+1)
+	if err != nil {
+		return nil, nil, err
+	}
+	page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (View, error) { return scanView(row) })
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(page) > f.Limit {
+		page = page[:f.Limit]
+		return page, service.Cursor(page[f.Limit-1].ID.String()), nil
+	}
+	if f.Status == "" {
+		return page, nil, nil
+	}
+	last, err := service.SelectOne[string](ctx, s.pool, "orders",
+		`SELECT id::text FROM (`+strings.Replace(inner, "LIMIT $3", "OFFSET $3 - 1 LIMIT 1", 1)+`) last`, f.Before, f.CustomerID, window)
+	if err != nil || last == nil {
+		return page, nil, err
+	}
+	return page, service.Cursor(*last), nil
+}

@@ -1,0 +1,127 @@
+package order
+
+import (
+	"fmt"
+	"time"
+
+	"outboxsaga/events"
+	"outboxsaga/inbox"
+	"outboxsaga/internal/service"
+	"outboxsaga/outbox"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// Topics are those that order-service consumes.
+func Topics() []string {
+	return []string{
+		events.TopicPaymentSuccess, events.TopicPaymentFailed, events.TopicPaymentCompensated, events.TopicPaymentDLT,
+		events.TopicStockSuccess, events.TopicStockFailed, events.TopicStockCompensated, events.TopicStockDLT,
+	}
+}
+
+// Decode reads an event and rejects what can never work.
+func Decode(ev inbox.Event) (any, error) {
+	if ev.Type == events.TypePaymentDeadLettered || ev.Type == events.TypeStockDeadLettered {
+		// Its key is that of the record put aside, which may be anything.
+		return events.Decode(ev.Type, ev.Key, ev.Payload)
+	}
+	return service.Decode(ev,
+		events.TypePaymentSucceeded, events.TypePaymentRefused, events.TypePaymentCompensated,
+		events.TypeStockSucceeded, events.TypeStockRefused, events.TypeStockCompensated)
+}
+
+// batch is the work on some events in one transaction.
+type batch struct {
+	saga   *Saga
+	events []inbox.Event
+	book   book
+}
+
+// NewBatch starts the work on events that [Decode] has accepted.
+func (s *Saga) NewBatch(evs []inbox.Event) inbox.Batch {
+	return &batch{saga: s, events: evs, book: newBook()}
+}
+
+// Load reads and locks the orders.
+func (b *batch) Load(sql *pgx.Batch) {
+	var ids []uuid.UUID
+	for _, ev := range b.events {
+		if id, concerned := orderOf(ev); concerned {
+			ids = append(ids, id)
+		}
+	}
+	b.book.queueOrders(sql, ids)
+}
+
+// orderOf is the order that an event is about. A dead letter may be about none: about a
+// record that no order has sent.
+func orderOf(ev inbox.Event) (id uuid.UUID, concerned bool) {
+	if letter, ok := ev.Body.(events.DeadLettered); ok {
+		id, err := uuid.Parse(letter.OrderID)
+		_, known := commands[letter.EventType]
+		event, bad := uuid.Parse(letter.EventID)
+		return id, err == nil && known && bad == nil && event.Version() == 7
+	}
+	return uuid.MustParse(ev.Key), true
+}
+
+// commands are the events that order-service sends, with who gets them.
+var commands = map[string]Participant{
+	events.TypePaymentRequested: Payment, events.TypePaymentCompensationRequested: Payment,
+	events.TypeStockRequested: Stock, events.TypeStockCompensationRequested: Stock,
+}
+
+// Decide leads an event to its decision. An order that is not there may be there in a
+// moment: its event can overtake the moment at which its transaction becomes visible. Hence an
+// error that is tried again, not one that is permanent.
+func (b *batch) Decide(ev inbox.Event) ([]outbox.Event, error) {
+	id, concerned := orderOf(ev)
+	if !concerned {
+		return nil, nil
+	}
+	was := b.book.orders.Get(id.String())
+	if was.ID == "" {
+		return nil, fmt.Errorf("%s: there is no order %s (yet)", ev.Type, id)
+	}
+	d, reason, err := decide(was, ev)
+	if err != nil || d.Order == was {
+		return nil, err
+	}
+	return b.book.apply(d, entry{At: b.saga.now(), Event: ev.Type, EventID: ev.ID.String(), Reason: reason}, ev.Traceparent)
+}
+
+// decide says which event leads to which decision.
+func decide(o Order, ev inbox.Event) (d Decision, reason string, err error) {
+	switch body := ev.Body.(type) {
+	case events.PaymentSucceeded:
+		return Succeeded(o, Payment), "", nil
+	case events.StockSucceeded:
+		return Succeeded(o, Stock), "", nil
+	case events.Refused:
+		if ev.Type == events.TypePaymentRefused {
+			return Refused(o, Payment, body.Reason), body.Reason, nil
+		}
+		return Refused(o, Stock, body.Reason), body.Reason, nil
+	case events.Compensated:
+		if ev.Type == events.TypePaymentCompensated {
+			return Compensated(o, Payment), body.Outcome, nil
+		}
+		return Compensated(o, Stock), body.Outcome, nil
+	case events.DeadLettered:
+		return DeadLettered(o, commands[body.EventType], body), body.Error, nil
+	}
+	return d, "", inbox.Permanent(fmt.Errorf("no decision for a %T", ev.Body))
+}
+
+// Save writes what has changed.
+func (b *batch) Save(sql *pgx.Batch) { b.book.queueSave(sql) }
+
+// entry is a line of an order's timeline.
+type entry struct {
+	At      time.Time `json:"at"`
+	Event   string    `json:"event"`
+	EventID string    `json:"event_id,omitempty"`
+	Reason  string    `json:"reason,omitempty"`
+}
