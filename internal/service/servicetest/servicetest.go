@@ -109,6 +109,22 @@ func Text(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) string {
 	return text
 }
 
+// OutboxTopics are those that the CHECK on the outbox lists, sorted.
+func OutboxTopics(t testing.TB, pool *pgxpool.Pool) []string {
+	t.Helper()
+	rows, err := pool.Query(t.Context(), `
+SELECT m[1] FROM pg_constraint, regexp_matches(pg_get_constraintdef(oid), $$'([^']+)'$$, 'g') m
+WHERE conname = 'outbox_topic' AND conrelid = 'outbox'::regclass ORDER BY m[1] COLLATE "C"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	topics, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return topics
+}
+
 // Request is one to a service's routes.
 type Request struct {
 	Method, Path string
