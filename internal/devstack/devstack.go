@@ -15,10 +15,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -55,11 +58,13 @@ var portVariables = map[string]string{
 	Postgres: "POSTGRES_PORT", Kafka: "KAFKA_PORT", "controller": "KAFKA_CONTROLLER_PORT", Connect: "CONNECT_PORT",
 }
 
-// Stack is a folder with processes. Its methods may be used by one caller at a time.
+// Stack is a folder with processes.
 type Stack struct {
 	cfg      Config
-	started  []string // by this value, in order: what a failed start must stop again
 	watchdog io.Closer
+
+	mu      sync.Mutex
+	started []string // by this value, in order: what a failed start must stop again
 }
 
 // Open checks cfg and prepares the folder. It starts nothing but, for an ephemeral
@@ -109,7 +114,7 @@ func (s *Stack) PostgresURL(database string) string { return s.UserURL("postgres
 
 // UserURL is the URL of a database for a role.
 func (s *Stack) UserURL(user, database string) string {
-	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s", user, s.cfg.PostgresPort, database)
+	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", user, s.cfg.PostgresPort, database)
 }
 
 // Broker is the address of the Kafka broker.
@@ -147,57 +152,44 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 			return err
 		}
 	}
-	// Kafka is formatted first and PostgreSQL initialised beside it; worker and broker
-	// start together: the worker waits for its broker.
-	var all errgroup.Group
-	steps := make(chan func() error, 8)
-	start := func(f func() (Process, error)) {
+	// All at once: the worker waits for its broker.
+	all, ctx := errgroup.WithContext(ctx)
+	start := func(name string, prepare func() (Process, error)) {
+		if !want[name] {
+			return
+		}
 		all.Go(func() error {
-			p, err := f()
+			p, err := prepare()
 			if err != nil {
 				return err
 			}
-			done := make(chan error, 1)
-			steps <- func() error { // processes are started one at a time: s.started has one writer
-				err := s.Launch(p)
-				done <- err
-				return err
-			}
-			if err := <-done; err != nil {
-				return err
-			}
-			return s.Await(ctx, p)
+			return s.Start(ctx, p)
 		})
 	}
-	if want[Postgres] {
-		start(func() (Process, error) { return s.postgres(ctx, kit) })
-	}
-	if want[Kafka] {
-		start(func() (Process, error) { return s.kafka(ctx, kit, java) })
-	}
-	if want[Connect] {
-		start(func() (Process, error) { return s.connect(kit, java) })
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- all.Wait() }()
-	for {
-		select {
-		case step := <-steps:
-			_ = step() // the error is with the group too
-		case err := <-ended:
-			return err
-		}
-	}
+	start(Postgres, func() (Process, error) { return s.postgres(ctx, kit) })
+	start(Kafka, func() (Process, error) { return s.kafka(ctx, kit, java) })
+	start(Connect, func() (Process, error) { return s.connect(kit, java) })
+	return all.Wait()
 }
 
 // Abort stops what this value has started, newest first: for a start that failed.
 func (s *Stack) Abort() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for i := len(s.started) - 1; i >= 0; i-- {
 		_ = s.Stop(ctx, s.started[i])
 	}
 	s.started = nil
+}
+
+// Lock keeps other programs that call it from working on the same folder, until unlock
+// is called or this program ends.
+func (s *Stack) Lock(ctx context.Context) (unlock func(), err error) {
+	return lockFile(ctx, filepath.Join(s.cfg.Dir, ".lock"), func() {
+		s.say("another program starts or stops the stack in %s; waiting for it", s.cfg.Dir)
+	})
 }
 
 // Close stops an ephemeral stack and removes its folder. Other stacks go on.
@@ -210,16 +202,31 @@ func (s *Stack) Close() error {
 
 func (s *Stack) say(format string, args ...any) { fmt.Fprintf(s.cfg.Out, format+"\n", args...) }
 
+// The ports that FreePorts tries. They lie below those that systems give to outgoing
+// connections, any of which could take a port between its choice and its use.
+const firstPort, lastPort = 10000, 32000
+
+// nextPort begins anywhere, so that test programs do not meet, and only goes on, so that
+// one program never gets a port twice.
+var nextPort = func() *atomic.Int64 {
+	var n atomic.Int64
+	n.Store(rand.Int64N(lastPort - firstPort))
+	return &n
+}()
+
 // FreePorts finds n ports that nobody listens on right now.
 func FreePorts(n int) ([]int, error) {
-	ports := make([]int, n)
-	for i := range ports {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+	var ports []int
+	for range lastPort - firstPort {
+		port := firstPort + int(nextPort.Add(1)%(lastPort-firstPort))
+		l, err := net.Listen("tcp", hostPort(port))
 		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
+			continue
 		}
-		defer l.Close()
-		ports[i] = l.Addr().(*net.TCPAddr).Port
+		l.Close()
+		if ports = append(ports, port); len(ports) == n {
+			return ports, nil
+		}
 	}
-	return ports, nil
+	return nil, fmt.Errorf("there are no %d free ports from %d to %d", n, firstPort, lastPort)
 }

@@ -22,7 +22,7 @@ import (
 func (s *Stack) postgres(ctx context.Context, kit Kit) (Process, error) {
 	data := s.postgresDir()
 	p := Process{
-		Name: Postgres, Port: s.cfg.PostgresPort, PortVariable: portVariables[Postgres], Mark: data,
+		Name: Postgres, Port: s.cfg.PostgresPort, PortVariable: portVariables[Postgres],
 		Args: []string{
 			filepath.Join(kit.postgres(), "bin", "postgres"), "-D", data,
 			"-c", fmt.Sprint("port=", s.cfg.PostgresPort), "-c", "unix_socket_directories=",
@@ -42,10 +42,13 @@ func (s *Stack) postgres(ctx context.Context, kit Kit) (Process, error) {
 	if _, running := s.running(Postgres); running {
 		return p, nil
 	}
-	if p.user != nil && !reachable(kit.dir) {
+	if err := checkPort(p); err != nil {
+		return p, err
+	}
+	if p.user != nil && !reachable(filepath.Join(kit.dir, "postgres")) {
 		return p, fmt.Errorf("PostgreSQL runs as the user %s, who cannot enter %s: choose another folder with STACK_CACHE", p.user.name, kit.dir)
 	}
-	if _, err := os.Stat(filepath.Join(data, "PG_VERSION")); errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(s.cfg.Dir, "postgres")); errors.Is(err, fs.ErrNotExist) {
 		if err := s.initdb(ctx, kit, data, p.user); err != nil {
 			return p, err
 		}
@@ -57,22 +60,26 @@ func (s *Stack) postgres(ctx context.Context, kit Kit) (Process, error) {
 	return p, os.WriteFile(filepath.Join(data, "postgresql.conf"), conf, 0o644)
 }
 
+// initdb makes the data folder, whole or not at all. What lies there without a name in
+// the stack's folder belongs to a stack whose folder was removed.
 func (s *Stack) initdb(ctx context.Context, kit Kit, data string, u *user) error {
-	// A folder without PG_VERSION is what an interrupted initdb left.
-	if err := os.RemoveAll(data); err != nil {
-		return err
+	half, inside := data+".new", filepath.Join(s.cfg.Dir, "postgres")
+	for _, dir := range []string{half, data, inside} {
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
 	}
-	if err := os.MkdirAll(data, 0o700); err != nil {
-		return err
+	if err := os.MkdirAll(filepath.Dir(half), 0o755); err != nil {
+		return fmt.Errorf("a folder for the data of PostgreSQL: %w", err)
 	}
-	if filepath.Dir(data) != s.cfg.Dir {
-		s.say("  the data of PostgreSQL is in %s, where its user can enter", data)
+	if err := os.Mkdir(half, 0o700); err != nil {
+		return fmt.Errorf("a folder for the data of PostgreSQL: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(kit.postgres(), "bin", "initdb"), "-D", data, "-U", "postgres",
+	cmd := exec.CommandContext(ctx, filepath.Join(kit.postgres(), "bin", "initdb"), "-D", half, "-U", "postgres",
 		"--auth=trust", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-sync", "--no-instructions")
 	cmd.Dir = "/"
 	if u != nil {
-		if err := give(data, u); err != nil {
+		if err := os.Lchown(half, u.uid, u.gid); err != nil {
 			return err
 		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential()}
@@ -80,7 +87,11 @@ func (s *Stack) initdb(ctx context.Context, kit Kit, data string, u *user) error
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, bytes.TrimSpace(text))
 	}
-	return nil
+	if err := os.Rename(half, data); err != nil || data == inside {
+		return err
+	}
+	s.say("  the data of PostgreSQL is in %s: its user %s cannot enter %s", data, u.name, s.cfg.Dir)
+	return os.Symlink(data, inside)
 }
 
 // jvm is the start of a Java command line. The folder in it marks the process as ours.
@@ -120,14 +131,25 @@ func (s *Stack) kafka(ctx context.Context, kit Kit, java string) (Process, error
 		"log.dirs="+dir); err != nil {
 		return p, err
 	}
-	if _, err := os.Stat(filepath.Join(dir, "meta.properties")); errors.Is(err, fs.ErrNotExist) {
-		format := append(s.jvm(kit, java, "format", "-Xmx128m"), "-XX:TieredStopAtLevel=1",
-			"kafka.tools.StorageTool", "format", "--standalone", "--ignore-formatted", "-t", "b3V0Ym94LXNhZ2Etc3RhYw", "-c", conf)
-		if text, err := exec.CommandContext(ctx, format[0], format[1:]...).CombinedOutput(); err != nil {
-			return p, fmt.Errorf("format the storage of Kafka: %w: %s", err, bytes.TrimSpace(text))
-		}
+	return p, s.format(ctx, kit, java, conf, dir)
+}
+
+// format prepares the storage of Kafka where that is new, whole or not at all.
+func (s *Stack) format(ctx context.Context, kit Kit, java, conf, dir string) error {
+	begun := filepath.Join(s.cfg.Dir, ".kafka-unformatted")
+	_, interrupted := os.Stat(begun)
+	if _, err := os.Stat(dir); err == nil && interrupted != nil {
+		return nil
 	}
-	return p, nil
+	if err := errors.Join(os.WriteFile(begun, nil, 0o644), os.RemoveAll(dir)); err != nil {
+		return err
+	}
+	args := append(s.jvm(kit, java, "format", "-Xmx128m"), "-XX:TieredStopAtLevel=1",
+		"kafka.tools.StorageTool", "format", "--standalone", "-t", "b3V0Ym94LXNhZ2Etc3RhYw", "-c", conf)
+	if text, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("format the storage of Kafka: %w: %s", err, bytes.TrimSpace(text))
+	}
+	return os.Remove(begun)
 }
 
 func (s *Stack) askKafka(ctx context.Context) error {

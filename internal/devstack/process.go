@@ -22,11 +22,8 @@ import (
 type Process struct {
 	// Name is unique in the stack: NAME.pid, logs/NAME.log.
 	Name string
-	// Args is the command line. It must contain the stack's folder, or Mark, by
-	// which a running process is told from another that got the same pid.
+	// Args is the command line.
 	Args []string
-	// Mark is part of the command line; default: the stack's folder.
-	Mark string
 	// Env is added to the environment of this program.
 	Env []string
 	// Port is the port on 127.0.0.1 it will listen on, PortVariable what sets it.
@@ -52,9 +49,6 @@ func (s *Stack) Start(ctx context.Context, p Process) error {
 // Launch starts p unless it runs, and does not wait for it. Use it to start several
 // processes at once, and [Stack.Await] each.
 func (s *Stack) Launch(p Process) error {
-	if p.Mark == "" {
-		p.Mark = s.cfg.Dir
-	}
 	if _, running := s.running(p.Name); running {
 		return nil
 	}
@@ -81,16 +75,18 @@ func (s *Stack) Launch(p Process) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", p.Name, err)
 	}
-	go func() { _ = cmd.Wait() }() // no zombie, so that running sees its end
-	if err := os.WriteFile(s.pidFile(p.Name), fmt.Appendf(nil, "%d\n", cmd.Process.Pid), 0o644); err != nil {
+	pid := cmd.Process.Pid
+	err = errors.Join(
+		os.WriteFile(s.birthFile(p.Name), []byte(birth(pid)), 0o644),
+		os.WriteFile(s.pidFile(p.Name), fmt.Appendf(nil, "%d\n", pid), 0o644))
+	go func() { _ = cmd.Wait() }() // no zombie
+	if err != nil {
 		_ = cmd.Process.Kill()
 		return fmt.Errorf("pid file of %s: %w", p.Name, err)
 	}
-	if err := os.WriteFile(s.markFile(p.Name), []byte(p.Mark), 0o644); err != nil {
-		_ = cmd.Process.Kill()
-		return fmt.Errorf("pid file of %s: %w", p.Name, err)
-	}
+	s.mu.Lock()
 	s.started = append(s.started, p.Name)
+	s.mu.Unlock()
 	return nil
 }
 
@@ -121,11 +117,12 @@ func (s *Stack) Await(ctx context.Context, p Process) error {
 		try, stop := context.WithTimeout(ctx, 2*time.Second)
 		err := p.Ready(try)
 		stop()
-		if err == nil {
+		_, running := s.running(p.Name)
+		if err == nil && running {
 			s.say("  %-16s ready after %.1f s", p.Name, time.Since(begin).Seconds())
 			return nil
 		}
-		if _, running := s.running(p.Name); !running {
+		if !running { // whoever answered, it was not this process
 			return fmt.Errorf("%s ended while it started; the end of %s says:\n%s", p.Name, s.LogFile(p.Name), tail(s.LogFile(p.Name)))
 		}
 		select {
@@ -158,7 +155,7 @@ func (s *Stack) Stop(ctx context.Context, name string) error {
 			_, running = s.running(name)
 		}
 	}
-	for _, f := range []string{s.pidFile(name), s.markFile(name)} {
+	for _, f := range []string{s.pidFile(name), s.birthFile(name)} {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -185,7 +182,7 @@ func (s *Stack) Signal(name string, signal syscall.Signal) error {
 }
 
 // Down stops every process of the folder: services first, then Connect, Kafka and
-// PostgreSQL. With wipe it removes the folder, and with it all data.
+// PostgreSQL. With wipe it removes all data, and the folder unless it holds anything else.
 func (s *Stack) Down(ctx context.Context, wipe bool) error {
 	names, err := s.names()
 	if err != nil {
@@ -199,13 +196,24 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 		}
 		s.say("  %-16s stopped", name)
 	}
-	if wipe {
-		if err := os.RemoveAll(s.postgresDir()); err != nil {
-			return fmt.Errorf("remove the data of PostgreSQL: %w", err)
+	if !wipe {
+		return nil
+	}
+	ours := []string{s.postgresDir(), s.postgresDir() + ".new"}
+	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "*.properties", ".*.birth", ".kafka-unformatted", ".lock", "logs", "bin", ".demo"} {
+		found, err := filepath.Glob(filepath.Join(s.cfg.Dir, pattern))
+		if err != nil {
+			return err
 		}
-		if err := os.RemoveAll(s.cfg.Dir); err != nil {
-			return fmt.Errorf("remove %s: %w", s.cfg.Dir, err)
+		ours = append(ours, found...)
+	}
+	for _, name := range ours {
+		if err := os.RemoveAll(name); err != nil {
+			return fmt.Errorf("remove the data of the stack: %w", err)
 		}
+	}
+	if err := os.Remove(s.cfg.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.say("  %s is kept: it holds something else too", s.cfg.Dir)
 	}
 	return nil
 }
@@ -256,25 +264,37 @@ func (s *Stack) running(name string) (pid int, ok bool) {
 	if pid, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil || pid <= 1 {
 		return 0, false
 	}
-	mark, err := os.ReadFile(s.markFile(name))
-	if err != nil || len(mark) == 0 {
-		mark = []byte(s.cfg.Dir)
-	}
-	return pid, bytes.Contains(commandLine(pid), mark)
+	born, err := os.ReadFile(s.birthFile(name))
+	return pid, err == nil && len(born) > 0 && string(born) == birth(pid)
 }
 
-// commandLine of a process; empty if it does not live (also if it is a zombie).
-func commandLine(pid int) []byte {
-	if _, err := os.Stat("/proc/self/cmdline"); err == nil {
-		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		return bytes.ReplaceAll(text, []byte{0}, []byte{' '})
+// birth tells a process from all others that ever had its pid: the boot and the moment
+// at which it started. It is empty for a process that does not live, or is a zombie.
+func birth(pid int) string {
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil { // not Linux
+		text, _ := exec.Command("ps", "-o", "stat=,lstart=", "-p", strconv.Itoa(pid)).Output()
+		state, started, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+		if strings.HasPrefix(state, "Z") {
+			return ""
+		}
+		return strings.TrimSpace(started)
 	}
-	text, _ := exec.Command("ps", "-ww", "-o", "command=", "-p", strconv.Itoa(pid)).Output()
-	return text
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return ""
+	}
+	// proc_pid_stat(5): after the name in parentheses come the state, field 3, and as
+	// field 22 the start, in clock ticks since boot.
+	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
+	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+		return ""
+	}
+	return strings.TrimSpace(string(boot)) + " " + fields[19]
 }
 
-func (s *Stack) pidFile(name string) string  { return filepath.Join(s.cfg.Dir, name+".pid") }
-func (s *Stack) markFile(name string) string { return filepath.Join(s.cfg.Dir, "."+name+".mark") }
+func (s *Stack) pidFile(name string) string   { return filepath.Join(s.cfg.Dir, name+".pid") }
+func (s *Stack) birthFile(name string) string { return filepath.Join(s.cfg.Dir, "."+name+".birth") }
 
 // LogFile is where a process writes.
 func (s *Stack) LogFile(name string) string {
@@ -294,12 +314,30 @@ func tail(file string) string {
 	return "    " + strings.Join(lines, "\n    ")
 }
 
-// watch starts a process that ends the stack in dir when its standard input closes:
-// at Close, and when this process dies in whatever way.
+// watchdog is a shell script that ends the stack in folder $1 when its standard input
+// closes. PostgreSQL is not killed but asked to stop at once, so that it frees its shared
+// memory; after 2 s it is killed too.
+const watchdog = `cat >/dev/null
+cd / && [ -d "$1" ] || exit 0
+for f in "$1"/*.pid; do
+  [ -f "$f" ] || continue
+  pid=$(cat "$f")
+  case $f in
+    */postgres.pid) postgres=$pid; kill -QUIT "$pid"; kill -CONT "$pid" ;;
+    *) kill -9 "$pid" ;;
+  esac
+done 2>/dev/null
+i=0
+while [ -n "$postgres" ] && [ $i -lt 100 ] && kill -0 "$postgres" 2>/dev/null; do sleep 0.02; i=$((i + 1)); done
+[ -z "$postgres" ] || kill -9 "$postgres" 2>/dev/null
+outside=$(readlink "$1/postgres")
+[ -z "$outside" ] || rm -rf "$outside"
+for i in 1 2 3 4 5 6 7 8 9 10; do rm -rf "$1" 2>/dev/null && break; sleep 0.1; done
+`
+
+// watch starts the watchdog: it acts at Close, and when this process dies in whatever way.
 func watch(dir string) (io.Closer, error) {
-	cmd := exec.Command("/bin/sh", "-c", `cat >/dev/null
-for f in "$1"/*.pid; do [ -f "$f" ] && kill -9 "$(cat "$f")" 2>/dev/null; done
-for i in 1 2 3 4 5; do sleep 0.1; rm -rf "$1" && break; done`, "watchdog", dir)
+	cmd := exec.Command("/bin/sh", "-c", watchdog, "watchdog", dir)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	in, err := cmd.StdinPipe()
 	if err != nil {

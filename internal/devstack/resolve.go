@@ -57,9 +57,9 @@ func Resolve(ctx context.Context, root, cache string, out io.Writer) (Kit, error
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return Kit{}, fmt.Errorf("cannot write the cache: choose another folder with STACK_CACHE: %w", err)
 	}
-	unlock, err := lockFile(ctx, kit.dir+".lock", out)
+	unlock, err := lockFile(ctx, kit.dir+".lock", func() { fmt.Fprintln(out, "another program resolves the stack; waiting for it") })
 	if err != nil {
-		return Kit{}, err
+		return Kit{}, fmt.Errorf("cannot write the cache: choose another folder with STACK_CACHE: %w", err)
 	}
 	defer unlock()
 	if _, err := os.Stat(kit.dir); err == nil {
@@ -68,14 +68,14 @@ func Resolve(ctx context.Context, root, cache string, out io.Writer) (Kit, error
 	if _, err := findJava(ctx); err != nil {
 		return Kit{}, err
 	}
-	half, err := os.MkdirTemp(cache, "resolving-")
-	if err != nil {
+	half := kit.dir + ".half" // what is there already, an interrupted call left
+	if err := os.RemoveAll(half); err != nil {
+		return Kit{}, fmt.Errorf("cannot write the cache: choose another folder with STACK_CACHE: %w", err)
+	}
+	if err := os.Mkdir(half, 0o755); err != nil {
 		return Kit{}, fmt.Errorf("cannot write the cache: choose another folder with STACK_CACHE: %w", err)
 	}
 	defer os.RemoveAll(half)
-	if err := os.Chmod(half, 0o755); err != nil {
-		return Kit{}, err
-	}
 	begin := time.Now()
 	fmt.Fprintln(out, "resolving Kafka, Connect, Debezium and PostgreSQL with Maven (about 100 MB, once)")
 	if err := maven(ctx, pom, half, platform, out); err != nil {
@@ -226,10 +226,11 @@ func untar(r io.Reader, dir string) error {
 }
 
 // lockFile takes an exclusive lock between programs; the kernel frees it with the program.
-func lockFile(ctx context.Context, name string, out io.Writer) (unlock func(), err error) {
+// wait is called if another program has it.
+func lockFile(ctx context.Context, name string, wait func()) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
-		return nil, fmt.Errorf("cannot write the cache: choose another folder with STACK_CACHE: %w", err)
+		return nil, err
 	}
 	for said := false; ; {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
@@ -241,7 +242,7 @@ func lockFile(ctx context.Context, name string, out io.Writer) (unlock func(), e
 			return nil, fmt.Errorf("lock %s: %w", name, err)
 		}
 		if !said {
-			fmt.Fprintln(out, "another program resolves the stack; waiting for it")
+			wait()
 			said = true
 		}
 		select {

@@ -3,7 +3,6 @@ package devstack
 import (
 	"crypto/sha256"
 	"fmt"
-	"io/fs"
 	"os"
 	osuser "os/user"
 	"path/filepath"
@@ -76,14 +75,4 @@ func cacheDir() (string, error) {
 		return "", fmt.Errorf("no cache folder: set STACK_CACHE: %w", err)
 	}
 	return filepath.Join(dir, "outboxsaga"), nil
-}
-
-// give changes the owner of everything below dir.
-func give(dir string, u *user) error {
-	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Lchown(path, u.uid, u.gid)
-	})
 }

@@ -134,7 +134,7 @@ func (s Service) Process(stack *devstack.Stack, bin string, instance, port int, 
 	addr := "127.0.0.1:" + strconv.Itoa(port)
 	program := filepath.Join(bin, s.Name)
 	return devstack.Process{
-		Name: name, Args: []string{program}, Mark: program, Port: port, PortVariable: s.PortVariable,
+		Name: name, Args: []string{program}, Port: port, PortVariable: s.PortVariable,
 		Env: append([]string{
 			"DATABASE_URL=" + stack.UserURL(s.Database.Role, s.Database.Name),
 			"KAFKA_BROKERS=" + stack.Broker(), "HTTP_ADDR=" + addr,
