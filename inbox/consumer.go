@@ -235,6 +235,7 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	case len(batch) > 1:
 		c.limit = len(batch) / 2
 	default:
+		batch[0].alone = true
 		c.fail(batch[0], err)
 	}
 	return true, wake, nil
@@ -288,7 +289,7 @@ func (c *Consumer) fail(it *item, err error) {
 		return
 	}
 	it.retryAt = c.now().Add(jitter(c.cfg.RetryBackoff << (it.failures - 1)))
-	c.cfg.Logger.Info("inbox: event failed; trying again", "event", it.event.ID, "type", it.event.Type, "attempts", it.failures, "error", err)
+	c.cfg.Logger.Debug("inbox: event failed; trying again", "event", it.event.ID, "type", it.event.Type, "attempts", it.failures, "error", err)
 	if c.cfg.Hooks.Retry != nil {
 		c.cfg.Hooks.Retry(it.event, it.failures, err)
 	}

@@ -20,6 +20,7 @@ type item struct {
 
 	done     bool
 	failures int       // attempts that failed by an error of unknown kind
+	alone    bool      // it made a whole transaction fail: it runs in one of its own
 	retryAt  time.Time // not before; zero: at once
 }
 
@@ -77,8 +78,7 @@ func (q *queue) drop(lost map[string][]int32) {
 }
 
 // ready takes up to limit items that may run now, in order. An item that waits for
-// its retry holds back the later ones with its key in its partition. An item that
-// has failed before runs alone. A batch also ends at maxBytes of payload. If nothing is ready, wake is when something will be;
+// its retry holds back the later ones with its key in its partition. A batch also ends at maxBytes of payload. If nothing is ready, wake is when something will be;
 // zero if nothing waits.
 func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) {
 	bytes := 0
@@ -99,7 +99,7 @@ func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) 
 				if wake.IsZero() || it.retryAt.Before(wake) {
 					wake = it.retryAt
 				}
-			case it.failures > 0 && it.rejected == nil:
+			case it.alone && it.rejected == nil:
 				if len(batch) == 0 {
 					return []*item{it}, time.Time{}
 				}

@@ -39,7 +39,7 @@ func TestReadyHoldsBackOnlyTheKeyThatWaits(t *testing.T) {
 	}
 	q.add(partition{"t", 1}, record(1, 0, "a"))
 	items := *q.parts[partition{"t", 0}]
-	items[0].failures, items[0].retryAt = 1, now.Add(time.Second)
+	items[0].failures, items[0].alone, items[0].retryAt = 1, true, now.Add(time.Second)
 	items[4].failures, items[4].retryAt = 1, now.Add(2*time.Second)
 
 	batch, wake := q.ready(now, 10)
@@ -51,7 +51,7 @@ func TestReadyHoldsBackOnlyTheKeyThatWaits(t *testing.T) {
 	}
 	batch, _ = q.ready(now.Add(time.Second), 10)
 	if got, want := offsets(batch), "0:0"; got != want {
-		t.Errorf("a retry runs with %s, want it alone: %s", got, want)
+		t.Errorf("the culprit of a transaction runs with %s, want it alone: %s", got, want)
 	}
 }
 
