@@ -88,6 +88,7 @@ func Open(cfg Config) (*Stack, error) {
 	if cfg.Out == nil {
 		cfg.Out = io.Discard
 	}
+	cfg.Out = &lines{out: cfg.Out}
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "logs"), 0o755); err != nil {
 		return nil, fmt.Errorf("cannot write in %s: choose another folder with STACK_DIR: %w", cfg.Dir, err)
 	}
@@ -198,6 +199,18 @@ func (s *Stack) Close() error {
 		return nil
 	}
 	return s.watchdog.Close()
+}
+
+// lines lets several processes tell of their start at once.
+type lines struct {
+	mu  sync.Mutex
+	out io.Writer
+}
+
+func (l *lines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.out.Write(line)
 }
 
 func (s *Stack) say(format string, args ...any) { fmt.Fprintf(s.cfg.Out, format+"\n", args...) }

@@ -268,8 +268,8 @@ func (s *Stack) running(name string) (pid int, ok bool) {
 	return pid, err == nil && len(born) > 0 && string(born) == birth(pid)
 }
 
-// birth tells a process from all others that ever had its pid: the boot and the moment
-// at which it started. It is empty for a process that does not live, or is a zombie.
+// birth tells a process from all others: its pid, and the boot and the moment at which it
+// started. It is empty for a process that does not live, or is a zombie.
 func birth(pid int) string {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil { // not Linux
@@ -278,7 +278,10 @@ func birth(pid int) string {
 		if strings.HasPrefix(state, "Z") {
 			return ""
 		}
-		return strings.TrimSpace(started)
+		if started == "" {
+			return ""
+		}
+		return fmt.Sprintf("%d %s", pid, strings.TrimSpace(started))
 	}
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -290,7 +293,7 @@ func birth(pid int) string {
 	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
 		return ""
 	}
-	return strings.TrimSpace(string(boot)) + " " + fields[19]
+	return fmt.Sprintf("%d %s %s", pid, bytes.TrimSpace(boot), fields[19])
 }
 
 func (s *Stack) pidFile(name string) string   { return filepath.Join(s.cfg.Dir, name+".pid") }

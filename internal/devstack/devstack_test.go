@@ -1,0 +1,427 @@
+package devstack_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"outboxsaga/internal/devstack"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const root = "../.."
+
+// TestMain is also the program that TestKilledProgram kills.
+func TestMain(m *testing.M) {
+	if dir := os.Getenv("DEVSTACK_TEST_DIR"); dir != "" {
+		s, err := devstack.Open(config(dir, func(c *devstack.Config) { c.Ephemeral = true }))
+		if err == nil {
+			err = s.UpOnly(context.Background(), devstack.Postgres, devstack.Kafka)
+		}
+		fmt.Println(err)
+		select {}
+	}
+	os.Exit(m.Run())
+}
+
+func config(dir string, change func(*devstack.Config)) devstack.Config {
+	ports, err := devstack.FreePorts(4)
+	if err != nil {
+		panic(err)
+	}
+	c := devstack.Config{Dir: dir, Root: root, Fast: true,
+		PostgresPort: ports[0], KafkaPort: ports[1], ControllerPort: ports[2], ConnectPort: ports[3]}
+	if change != nil {
+		change(&c)
+	}
+	return c
+}
+
+// folder is one that PostgreSQL's user can enter too.
+func folder(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "devstack")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// open opens a stack whose processes end with the test.
+func open(t *testing.T, cfg devstack.Config) *devstack.Stack {
+	t.Helper()
+	s, err := devstack.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Down(context.Background(), true); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func pids(s *devstack.Stack, names ...string) string {
+	var all []string
+	for _, n := range names {
+		pid, running := s.PID(n)
+		all = append(all, fmt.Sprintf("%s %d %t", n, pid, running))
+	}
+	return strings.Join(all, ", ")
+}
+
+// One stack goes through its life: start, start again, each engine killed, stop, start
+// with its data, wipe.
+func TestLife(t *testing.T) {
+	cfg := config(folder(t), nil)
+	s := open(t, cfg)
+	ctx := t.Context()
+	begin := time.Now()
+	if err := s.Up(ctx); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("first start: %.1f s", time.Since(begin).Seconds())
+	all := []string{devstack.Postgres, devstack.Kafka, devstack.Connect}
+	first := pids(s, all...)
+
+	t.Run("another program finds it running", func(t *testing.T) {
+		var out bytes.Buffer
+		c := cfg
+		c.Out = &out
+		other, err := devstack.Open(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if err := other.Up(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if again := pids(other, all...); again != first {
+			t.Errorf("%s, then %s", first, again)
+		}
+		if took := time.Since(begin); took > 2*time.Second {
+			t.Errorf("that took %v", took)
+		}
+		other.Abort() // it has started nothing, so it stops nothing
+		if again := pids(other, all...); again != first {
+			t.Errorf("%s, then %s", first, again)
+		}
+	})
+	t.Run("it listens on loopback only", func(t *testing.T) {
+		addrs, err := net.InterfaceAddrs()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range addrs {
+			ip, _, _ := net.ParseCIDR(a.String())
+			if ip == nil || ip.IsLoopback() || ip.To4() == nil {
+				continue
+			}
+			for _, port := range []int{cfg.PostgresPort, cfg.KafkaPort, cfg.ControllerPort, cfg.ConnectPort} {
+				conn, err := net.DialTimeout("tcp", net.JoinHostPort(ip.String(), strconv.Itoa(port)), time.Second)
+				if err == nil {
+					conn.Close()
+					t.Errorf("%s:%d answers", ip, port)
+				}
+			}
+		}
+	})
+	exec1(t, s, `CREATE TABLE kept ()`)
+	t.Run("what was killed is started again", func(t *testing.T) {
+		for _, name := range all {
+			before, _ := s.PID(name)
+			if err := s.Signal(name, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if _, running := s.PID(name); running {
+				t.Errorf("%s runs", name)
+			}
+			begin := time.Now()
+			if err := s.Up(ctx); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("%s again: %.1f s", name, time.Since(begin).Seconds())
+			if after, running := s.PID(name); !running || after == before {
+				t.Errorf("%s: pid %d, then %d, running %t", name, before, after, running)
+			}
+		}
+	})
+	t.Run("data outlives a stop", func(t *testing.T) {
+		if err := s.Down(ctx, false); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range all {
+			if _, running := s.PID(name); running {
+				t.Errorf("%s runs", name)
+			}
+		}
+		if err := s.UpOnly(ctx, devstack.Postgres); err != nil {
+			t.Fatal(err)
+		}
+		exec1(t, s, `SELECT FROM kept`)
+	})
+	t.Run("wipe keeps what is not ours", func(t *testing.T) {
+		mine := filepath.Join(cfg.Dir, "my-notes")
+		if err := os.WriteFile(mine, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Down(ctx, true); err != nil {
+			t.Fatal(err)
+		}
+		left, _ := filepath.Glob(filepath.Join(cfg.Dir, "*"))
+		hidden, _ := filepath.Glob(filepath.Join(cfg.Dir, ".*"))
+		if got := fmt.Sprint(append(left, hidden...)); got != fmt.Sprint([]string{mine}) {
+			t.Errorf("left: %s", got)
+		}
+	})
+}
+
+func exec1(t *testing.T, s *devstack.Stack, statement string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), s.PostgresURL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A program that is killed takes its ephemeral stack with it.
+func TestKilledProgram(t *testing.T) {
+	dir := filepath.Join(folder(t), "stack")
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "DEVSTACK_TEST_DIR="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, _ := bufio.NewReader(out).ReadString('\n')
+	if line != "<nil>\n" {
+		t.Fatalf("the program says %q", line)
+	}
+	var started []int
+	for _, name := range []string{devstack.Postgres, devstack.Kafka} {
+		text, err := os.ReadFile(filepath.Join(dir, name+".pid"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid, _ := strconv.Atoi(strings.TrimSpace(string(text)))
+		started = append(started, pid)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		alive := 0
+		for _, pid := range started {
+			// A process that its new parent has not reaped yet has no command line.
+			if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && len(line) > 0 {
+				alive++
+			}
+		}
+		_, err := os.Stat(dir)
+		if alive == 0 && errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d processes live, folder: %v", alive, err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+func TestProcess(t *testing.T) {
+	cfg := config(folder(t), nil)
+	s := open(t, cfg)
+	ctx := t.Context()
+	sleep := devstack.Process{Name: "sleeper", Args: []string{"sleep", "1000"}}
+
+	t.Run("a pid that another program has by now is not ours", func(t *testing.T) {
+		if err := s.Start(ctx, sleep); err != nil {
+			t.Fatal(err)
+		}
+		stranger := exec.Command("sleep", "1000") // even the same command
+		if err := stranger.Start(); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = stranger.Process.Kill(); _ = stranger.Wait() }()
+		if err := s.Signal("sleeper", syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(cfg.Dir, "sleeper.pid"), fmt.Append(nil, stranger.Process.Pid), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, running := s.PID("sleeper"); running {
+			t.Error("a stranger is taken for ours")
+		}
+		if err := s.Stop(ctx, "sleeper"); err != nil {
+			t.Fatal(err)
+		}
+		if err := stranger.Process.Signal(syscall.Signal(0)); err != nil {
+			t.Error("the stranger was killed")
+		}
+	})
+	t.Run("a process that ends while it starts", func(t *testing.T) {
+		err := s.Start(ctx, devstack.Process{Name: "broken", Args: []string{"sh", "-c", "echo no such table; exit 2"},
+			Ready: func(context.Context) error { return errors.New("not yet") }})
+		if err == nil || !strings.Contains(err.Error(), "broken ended") || !strings.Contains(err.Error(), "no such table") {
+			t.Error(err)
+		}
+	})
+	t.Run("a process that never gets ready", func(t *testing.T) {
+		err := s.Start(ctx, devstack.Process{Name: "slow", Args: []string{"sleep", "1000"}, Timeout: 50 * time.Millisecond,
+			Ready: func(context.Context) error { return errors.New("still thinking") }})
+		if err == nil || !strings.Contains(err.Error(), "still thinking") {
+			t.Error(err)
+		}
+		s.Abort()
+		if _, running := s.PID("slow"); running {
+			t.Error("it runs after Abort")
+		}
+	})
+	t.Run("a stopped process can be ended", func(t *testing.T) {
+		if err := s.Start(ctx, sleep); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Signal("sleeper", syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		if err := s.Stop(ctx, "sleeper"); err != nil || time.Since(begin) > 5*time.Second {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+	})
+}
+
+// What can be wrong with a machine is said in one clear line, and nothing is left running.
+func TestRefusals(t *testing.T) {
+	java := func(t *testing.T, version string) string {
+		home := t.TempDir()
+		if err := os.Mkdir(filepath.Join(home, "bin"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		script := "#!/bin/sh\necho 'openjdk version \"" + version + "\"' >&2\n"
+		if err := os.WriteFile(filepath.Join(home, "bin", "java"), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return home
+	}
+	for _, c := range []struct {
+		name    string
+		prepare func(t *testing.T, c *devstack.Config)
+		want    []string
+	}{
+		{"no Java", func(t *testing.T, c *devstack.Config) { t.Setenv("JAVA_HOME", "/nowhere") }, []string{"there is no Java", "JAVA_HOME"}},
+		{"Java 11", func(t *testing.T, c *devstack.Config) { t.Setenv("JAVA_HOME", java(t, "11.0.2")) }, []string{"is Java 11, too old", "17"}},
+		{"Java 8", func(t *testing.T, c *devstack.Config) { t.Setenv("JAVA_HOME", java(t, "1.8.0_392")) }, []string{"is Java 8, too old"}},
+		{"no Maven and nothing cached", func(t *testing.T, c *devstack.Config) {
+			t.Setenv("JAVA_HOME", java(t, "21.0.1"))
+			t.Setenv("PATH", "/nowhere")
+			c.Cache = folder(t)
+		}, []string{"Maven", "install"}},
+		{"no network and nothing cached", func(t *testing.T, c *devstack.Config) {
+			c.Cache = folder(t)
+			t.Setenv("MAVEN_ARGS", "") // read by Maven 3.9; older ones ignore it
+			t.Setenv("MAVEN_OPTS", "-Dmaven.repo.local="+t.TempDir()+" -Dmaven.wagon.http.retryHandler.count=0 -Dhttps.proxyHost=127.0.0.1 -Dhttps.proxyPort=1 -Dhttp.proxyHost=127.0.0.1 -Dhttp.proxyPort=1 -Djava.net.useSystemProxies=true")
+		}, []string{"could not resolve", "network"}},
+		{"port of PostgreSQL taken", func(t *testing.T, c *devstack.Config) { taken(t, c.PostgresPort) }, []string{"POSTGRES_PORT", "taken"}},
+		{"port of Kafka taken", func(t *testing.T, c *devstack.Config) { taken(t, c.KafkaPort) }, []string{"KAFKA_PORT", "taken"}},
+		{"port of the controller taken", func(t *testing.T, c *devstack.Config) { taken(t, c.ControllerPort) }, []string{"KAFKA_CONTROLLER_PORT", "taken"}},
+		{"port of Connect taken", func(t *testing.T, c *devstack.Config) { taken(t, c.ConnectPort) }, []string{"CONNECT_PORT", "taken"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			cfg := config(filepath.Join(folder(t), "stack"), nil)
+			c.prepare(t, &cfg)
+			s := open(t, cfg)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			err := s.Up(ctx)
+			if err == nil {
+				t.Fatal("it starts")
+			}
+			for _, w := range c.want {
+				if !strings.Contains(err.Error(), w) {
+					t.Errorf("%q does not say %q", err, w)
+				}
+			}
+			if strings.Contains(err.Error(), "\n") {
+				t.Errorf("more than a line: %q", err)
+			}
+			if left := pids(s, devstack.Postgres, devstack.Kafka, devstack.Connect); strings.Contains(left, "true") {
+				t.Errorf("left running: %s", left)
+			}
+			if cfg.Cache != "" {
+				left, _ := filepath.Glob(filepath.Join(cfg.Cache, "*"))
+				for _, f := range left {
+					if !strings.HasSuffix(f, ".lock") {
+						t.Errorf("left in the cache: %s", f)
+					}
+				}
+			}
+		})
+	}
+}
+
+func taken(t *testing.T, port int) {
+	t.Helper()
+	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.NotFoundHandler()}
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { srv.Close() })
+}
+
+func TestFolderThatCannotBeWritten(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err := devstack.Open(config(filepath.Join(file, "stack"), nil))
+	if err == nil || !strings.Contains(err.Error(), "STACK_DIR") {
+		t.Error(err)
+	}
+}
+
+func TestFreePorts(t *testing.T) {
+	seen := map[int]bool{}
+	for range 10 {
+		ports, err := devstack.FreePorts(20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range ports {
+			if seen[p] {
+				t.Fatalf("%d twice", p)
+			}
+			seen[p] = true
+		}
+	}
+}
