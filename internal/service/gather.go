@@ -82,7 +82,7 @@ func (g *Gather[T, R]) Do(ctx context.Context, item T) (R, error) {
 
 func (g *Gather[T, R]) write(ctx context.Context) {
 	var taken []request[T, R]
-	for {
+	for ctx.Err() == nil {
 		taken = taken[:0]
 		select {
 		case <-ctx.Done():

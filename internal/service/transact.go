@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -19,7 +20,9 @@ func Transact(ctx context.Context, pool *pgxpool.Pool, load func(*pgx.Batch), sa
 		defer func() {
 			if err != nil && !conn.Conn().IsClosed() {
 				// Outlives ctx: a connection must not go back with an open transaction.
-				_, rollback := conn.Exec(context.WithoutCancel(ctx), "rollback")
+				end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+				defer cancel()
+				_, rollback := conn.Exec(end, "rollback")
 				err = errors.Join(err, rollback)
 			}
 		}()

@@ -1,0 +1,194 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// log is a commit function that remembers what it was given and decides by the items.
+type commitLog struct {
+	mu        sync.Mutex
+	batches   [][]string
+	deadlocks int
+}
+
+func (l *commitLog) commit(_ context.Context, items []string) ([]Result[string], error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.batches = append(l.batches, slices.Clone(items))
+	var results []Result[string]
+	for _, item := range items {
+		switch {
+		case item == "breaks the batch":
+			return nil, errors.New("this item is impossible")
+		case item == "panics":
+			panic("boom")
+		case item == "no database":
+			return nil, &pgconn.PgError{Code: "57P01"}
+		case item == "deadlock" && l.deadlocks < 2:
+			l.deadlocks++
+			return nil, fmt.Errorf("save: %w", &pgconn.PgError{Code: "40P01"})
+		case item == "refused":
+			results = append(results, Result[string]{Err: errors.New("refused")})
+		default:
+			results = append(results, Result[string]{Value: "did " + item})
+		}
+	}
+	return results, nil
+}
+
+// together sends items so that they share a batch, and returns their results.
+func together(t *testing.T, l *commitLog, items ...string) []string {
+	t.Helper()
+	results := make([]string, len(items))
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGather(1, 100, l.commit)
+		for i, item := range items {
+			go func() {
+				value, err := g.Do(t.Context(), item)
+				results[i] = value
+				if err != nil {
+					results[i] = "error: " + err.Error()
+				}
+			}()
+		}
+		synctest.Wait() // all of them wait
+		ctx, stop := context.WithCancel(t.Context())
+		go g.Run(ctx)
+		synctest.Wait()
+		stop()
+	})
+	return results
+}
+
+func TestRequestsThatWaitShareATransaction(t *testing.T) {
+	var l commitLog
+	got := together(t, &l, "a", "b", "c", "refused")
+	if want := []string{"did a", "did b", "did c", "error: refused"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	if len(l.batches) != 1 {
+		t.Errorf("%q", l.batches)
+	}
+}
+
+func TestOneBadItemDoesNotFailTheOthers(t *testing.T) {
+	for _, bad := range []string{"breaks the batch", "panics"} {
+		var l commitLog
+		got := together(t, &l, "a", bad, "c")
+		if got[0] != "did a" || got[2] != "did c" || !strings.HasPrefix(got[1], "error: ") {
+			t.Errorf("%q", got)
+		}
+		if len(l.batches) != 4 {
+			t.Errorf("%q", l.batches)
+		}
+	}
+}
+
+func TestAFaultOfTheDatabaseIsNotTriedItemByItem(t *testing.T) {
+	var l commitLog
+	for _, result := range together(t, &l, "a", "no database", "c") {
+		if !strings.HasPrefix(result, "error: ") {
+			t.Error(result)
+		}
+	}
+	if len(l.batches) != 1 {
+		t.Errorf("%q", l.batches)
+	}
+}
+
+func TestADeadlockIsTriedAgain(t *testing.T) {
+	var l commitLog
+	got := together(t, &l, "a", "deadlock")
+	if want := []string{"did a", "did deadlock"}; !slices.Equal(got, want) || len(l.batches) != 3 {
+		t.Errorf("%q %q", got, l.batches)
+	}
+}
+
+func TestABatchIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l commitLog
+		g := NewGather(2, 3, l.commit)
+		for i := range 10 {
+			go g.Do(t.Context(), fmt.Sprint(i))
+		}
+		synctest.Wait()
+		ctx, stop := context.WithCancel(t.Context())
+		go g.Run(ctx)
+		synctest.Wait()
+		stop()
+		done := 0
+		for _, b := range l.batches {
+			done += len(b)
+			if len(b) > 3 {
+				t.Errorf("%q", b)
+			}
+		}
+		if done != 10 {
+			t.Error(done)
+		}
+	})
+}
+
+// Shutdown finishes what was taken, refuses what was not, and leaves no goroutine (synctest
+// would report it).
+func TestGatherStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		committing, release := make(chan struct{}), make(chan struct{})
+		g := NewGather(1, 1, func(ctx context.Context, items []int) ([]Result[int], error) {
+			close(committing)
+			<-release
+			return []Result[int]{{Value: items[0]}}, ctx.Err()
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		stopped := make(chan error)
+		go func() { stopped <- g.Run(ctx) }()
+		taken := make(chan error, 1)
+		go func() {
+			value, err := g.Do(t.Context(), 7)
+			if value != 7 {
+				err = fmt.Errorf("%d %w", value, err)
+			}
+			taken <- err
+		}()
+		<-committing
+		late := make(chan error, 1)
+		go func() {
+			_, err := g.Do(t.Context(), 8)
+			late <- err
+		}()
+		synctest.Wait()
+		stop()
+		synctest.Wait()
+		close(release)
+		if err := <-taken; err != nil {
+			t.Error(err)
+		}
+		if err := <-late; !Unavailable(err) {
+			t.Error(err)
+		}
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+		if _, err := g.Do(t.Context(), 9); !errors.Is(err, errStopped) {
+			t.Error(err)
+		}
+	})
+}
+
+func TestAClientThatGoesAwayDoesNotWait(t *testing.T) {
+	g := NewGather(1, 1, func(context.Context, []int) ([]Result[int], error) { return nil, nil })
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := g.Do(ctx, 1); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

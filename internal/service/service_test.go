@@ -1,0 +1,421 @@
+package service_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"outboxsaga/events"
+	"outboxsaga/inbox"
+	"outboxsaga/internal/service"
+	"outboxsaga/internal/stacktest"
+	"outboxsaga/internal/system"
+	"outboxsaga/outbox"
+
+	"github.com/gorilla/mux"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"go.uber.org/goleak"
+)
+
+// counter is the smallest batch: it counts events, and refuses some while broken.
+type counter struct {
+	mu     sync.Mutex
+	counts map[string]int // by payload
+	broken bool
+}
+
+func (c *counter) batch([]inbox.Event) inbox.Batch { return counterBatch{c} }
+
+type counterBatch struct{ *counter }
+
+func (counterBatch) Load(*pgx.Batch) {}
+func (counterBatch) Save(*pgx.Batch) {}
+func (c counterBatch) Decide(ev inbox.Event) ([]outbox.Event, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.broken {
+		return nil, inbox.Permanent(errors.New("the handler is broken"))
+	}
+	c.counts[ev.Key]++
+	return nil, nil
+}
+
+func (c *counter) set(broken bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.broken = broken
+}
+
+// process is a running service.
+type process struct {
+	t       *testing.T
+	url     string
+	log     *lockedBuffer
+	stop    context.CancelFunc
+	done    chan error
+	pool    *pgxpool.Pool
+	kafka   *kgo.Client
+	topic   string
+	handled *counter
+}
+
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// start runs a service on the real PostgreSQL and Kafka until it is ready.
+func start(t *testing.T, routes func(*mux.Router), background ...func(context.Context) error) *process {
+	t.Helper()
+	url, brokers := stacktest.Database(t, system.SharedMigrations()...), stacktest.Brokers(t)
+	p := &process{t: t, log: &lockedBuffer{}, done: make(chan error, 1), topic: stacktest.Topic(t, 1), handled: &counter{counts: map[string]int{}}}
+	leaks := goleak.IgnoreCurrent()
+	t.Cleanup(func() {
+		http.DefaultClient.CloseIdleConnections()
+		goleak.VerifyNone(t, leaks)
+	})
+	var err error
+	if p.pool, err = pgxpool.New(context.Background(), url); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.pool.Close)
+	if p.kafka, err = kgo.NewClient(kgo.SeedBrokers(brokers...)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(p.kafka.Close)
+	env := map[string]string{"DATABASE_URL": url, "KAFKA_BROKERS": brokers[0]}
+	ctx, stop := context.WithCancel(context.Background())
+	p.stop = stop
+	go func() {
+		p.done <- service.Run(ctx, func(name string) string { return env[name] }, p.log, p.topic+"-group", "127.0.0.1:0",
+			func(rt service.Runtime) (service.Service, error) {
+				return service.Service{
+					Topics: []string{p.topic}, Batch: p.handled.batch, DeadLetterTopic: events.TopicStockDLT, DeadLetterType: events.TypeStockDeadLettered,
+					Routes: routes, Background: background,
+				}, nil
+			})
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err, open := <-p.done; open && err != nil {
+			t.Errorf("%v\n%s", err, p.log)
+		}
+	})
+	p.await("the address in the log", func() bool {
+		found := regexp.MustCompile(`http=(127\S+)`).FindStringSubmatch(p.log.String())
+		if found != nil {
+			p.url = "http://" + found[1]
+		}
+		return found != nil
+	})
+	p.await("readiness", func() bool { status, _ := p.ask("GET", "/readyz", "", ""); return status == 200 })
+	return p
+}
+
+// await asks until it holds, for a bounded time.
+func (p *process) await(what string, holds func() bool) {
+	p.t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			p.t.Fatalf("waited in vain for %s\n%s", what, p.log)
+		}
+	}
+}
+
+func (p *process) ask(method, path, body, operator string) (int, string) {
+	p.t.Helper()
+	r, err := http.NewRequestWithContext(context.Background(), method, p.url+path, strings.NewReader(body))
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if operator != "" {
+		r.Header.Set("X-Operator", operator)
+	}
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return 0, err.Error()
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	if err != nil {
+		p.t.Error(err)
+	}
+	return res.StatusCode, string(text)
+}
+
+// produce sends a record; an empty id is left out.
+func (p *process) produce(id, key, payload string) {
+	p.t.Helper()
+	r := &kgo.Record{Topic: p.topic, Key: []byte(key), Value: []byte(payload), Headers: []kgo.RecordHeader{{Key: "type", Value: []byte(events.TypeStockCompensationRequested)}}}
+	if id != "" {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: "id", Value: []byte(id)})
+	}
+	if err := p.kafka.ProduceSync(p.t.Context(), r).FirstErr(); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *process) text(sql string, args ...any) string {
+	p.t.Helper()
+	var s string
+	if err := p.pool.QueryRow(context.Background(), sql, args...).Scan(&s); err != nil {
+		p.t.Fatal(err)
+	}
+	return s
+}
+
+func compensation(order string) string { return `{"order_id":"` + order + `"}` }
+
+func TestHealthAndMetrics(t *testing.T) {
+	p := start(t, nil)
+	if status, body := p.ask("GET", "/healthz", "", ""); status != 200 || body != "{\"status\":\"ok\"}\n" {
+		t.Error(status, body)
+	}
+	status, body := p.ask("GET", "/readyz", "", "")
+	if want := `{"checks":{"consumer":"ok","database":"ok","partitions":"ok","running":"ok"},"ready":true}` + "\n"; status != 200 || body != want {
+		t.Error(status, body)
+	}
+	p.ask("GET", "/dead-letters/"+outbox.NewID().String(), "", "")
+	p.ask("GET", "/no/such/path", "", "")
+	status, body = p.ask("GET", "/metrics", "", "")
+	for _, want := range []string{
+		`http_request_duration_seconds_count{code="404",method="GET",route="/dead-letters/{id}"} 1`,
+		`http_request_duration_seconds_count{code="404",method="other",route="none"} 1`,
+		`inbox_events_total{result="fresh"} 0`, "go_goroutines", "db_pool_in_use", "inbox_faults_total 0",
+	} {
+		if !strings.Contains(body, want) {
+			t.Errorf("%d: no %s", status, want)
+		}
+	}
+	// Partitions of tomorrow are part of being ready.
+	day := time.Now().UTC().AddDate(0, 0, 1)
+	for i := range 8 {
+		if _, err := p.pool.Exec(t.Context(), "DROP TABLE IF EXISTS inbox_"+day.AddDate(0, 0, i).Format("20060102")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if status, body := p.ask("GET", "/readyz", "", ""); status != 503 || !strings.Contains(body, "the partitions of inbox end at") || !strings.Contains(body, `"ready":false`) {
+		t.Error(status, body)
+	}
+}
+
+func TestDeadLettersOverHTTP(t *testing.T) {
+	p := start(t, nil)
+	order, event := outbox.NewID().String(), outbox.NewID().String()
+	p.handled.set(true)
+	p.produce("", order, compensation(order))    // no id: never an event
+	p.produce(event, order, compensation(order)) // refused by a handler that will be mended
+	p.await("two dead letters", func() bool { return p.text(`SELECT count(*)::text FROM dead_letters`) == "2" })
+
+	status, body := p.ask("GET", "/dead-letters?status=open&limit=1", "", "")
+	if status != 200 || strings.Count(body, `"event_id"`) != 1 || !strings.Contains(body, `"next_cursor":"`) || strings.Contains(body, `"payload":`) {
+		t.Error(status, body)
+	}
+	noEvent := p.text(`SELECT id::text FROM dead_letters WHERE event_id = ''`)
+	refused := p.text(`SELECT id::text FROM dead_letters WHERE event_id <> ''`)
+	status, body = p.ask("GET", "/dead-letters/"+refused, "", "")
+	for _, want := range []string{`"payload":` + compensation(order), `"error":"the handler is broken"`, `"event_id":"` + event + `"`, `"key":"` + order + `"`, `"status":"open"`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("%d %s: no %s", status, body, want)
+		}
+	}
+	announced := p.text(`SELECT string_agg(topic || ' ' || type || ' ' || aggregate_id, E'\n') FROM outbox`)
+	if line := fmt.Sprintf("stock.dlt stock.dead_lettered %s", order); announced != line+"\n"+line {
+		t.Error(announced)
+	}
+
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+		slug               string
+	}{
+		{"GET", "/dead-letters?status=closed", "", 400, "bad-value"},
+		{"GET", "/dead-letters?event_type=%00", "", 400, "bad-value"},
+		{"GET", "/dead-letters?cursor=YQ", "", 400, "bad-cursor"},
+		{"GET", "/dead-letters/x", "", 400, "bad-value"},
+		{"GET", "/dead-letters/" + outbox.NewID().String(), "", 404, "dead-letter-not-found"},
+		{"POST", "/dead-letters/x/redrive", "", 400, "bad-value"},
+		{"POST", "/dead-letters/" + outbox.NewID().String() + "/redrive", "", 404, "dead-letter-not-found"},
+		{"POST", "/dead-letters/" + noEvent + "/redrive", "", 422, "dead-letter-not-redrivable"},
+		{"POST", "/dead-letters/" + refused + "/redrive", "", 422, "redrive-failed"},
+		{"POST", "/dead-letters/" + noEvent + "/discard", "", 400, "malformed-json"},
+		{"POST", "/dead-letters/" + noEvent + "/discard", `{}`, 400, "bad-value"},
+		{"POST", "/dead-letters/" + noEvent + "/discard", `{"reason":" "}`, 400, "bad-value"},
+		{"POST", "/dead-letters/" + noEvent + "/discard", `{"reason":"\u0000"}`, 400, "malformed-json"},
+		{"POST", "/dead-letters/" + outbox.NewID().String() + "/discard", `{"reason":"x"}`, 404, "dead-letter-not-found"},
+		{"DELETE", "/dead-letters/" + noEvent, "", 405, "method-not-allowed"},
+	} {
+		status, body := p.ask(c.method, c.path, c.body, "")
+		if status != c.status || !strings.Contains(body, `:problem:`+c.slug+`"`) {
+			t.Errorf("%s %s: %d %s", c.method, c.path, status, body)
+		}
+	}
+
+	p.handled.set(false)
+	if status, body := p.ask("POST", "/dead-letters/"+refused+"/redrive", "", "zoé"); status != 200 || !strings.Contains(body, `"redriven"`) {
+		t.Error(status, body)
+	}
+	if status, body := p.ask("POST", "/dead-letters/"+refused+"/redrive", "", ""); status != 409 {
+		t.Error(status, body)
+	}
+	if status, body := p.ask("POST", "/dead-letters/"+noEvent+"/discard", `{"reason":"a test"}`, ""); status != 200 {
+		t.Error(status, body)
+	}
+	got := p.text(`SELECT string_agg(status || ' ' || resolved_by || ' ' || coalesce(reason, ''), E'\n' ORDER BY status) FROM dead_letters`)
+	if got != "discarded http a test\nredriven zoé " {
+		t.Errorf("%q", got)
+	}
+	if n := p.handled.counts[order]; n != 1 {
+		t.Error(n, "effects")
+	}
+	if status, body := p.ask("GET", "/dead-letters?status=open", "", ""); status != 200 || body != "{\"dead_letters\":[],\"next_cursor\":null}\n" {
+		t.Error(status, body)
+	}
+}
+
+func TestShutdownFinishesRequests(t *testing.T) {
+	entered, release := make(chan struct{}), make(chan struct{})
+	var stopped sync.WaitGroup
+	stopped.Add(1)
+	p := start(t, func(r *mux.Router) {
+		r.Handle("/slow", service.Handle(func(w http.ResponseWriter, r *http.Request) error {
+			close(entered)
+			<-release
+			return service.WriteJSON(w, 200, "done")
+		}))
+	}, func(ctx context.Context) error { // alive until the last request is answered
+		defer stopped.Done()
+		<-ctx.Done()
+		select {
+		case <-release:
+			return nil
+		default:
+			return errors.New("background work was ended before the requests")
+		}
+	})
+	answered := make(chan string, 1)
+	go func() {
+		status, body := p.ask("GET", "/slow", "", "")
+		answered <- fmt.Sprint(status, body)
+	}()
+	<-entered
+	p.stop()
+	p.await("the listener to close", func() bool {
+		c, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+		if err == nil {
+			c.Close()
+		}
+		return err != nil
+	})
+	close(release)
+	if got := <-answered; got != "200\"done\"\n" {
+		t.Error(got)
+	}
+	stopped.Wait()
+	if err := <-p.done; err != nil {
+		t.Error(err)
+	}
+	close(p.done)
+	if log := p.log.String(); !strings.Contains(log, "msg=stopped") || strings.Contains(log, "level=WARN") {
+		t.Error(log)
+	}
+}
+
+func TestBackgroundErrorEndsTheService(t *testing.T) {
+	fail := make(chan struct{})
+	p := start(t, nil, func(ctx context.Context) error {
+		select {
+		case <-fail:
+			return errors.New("the sweeper broke")
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	close(fail)
+	if err := <-p.done; err == nil || err.Error() != "the sweeper broke" {
+		t.Error(err)
+	}
+	close(p.done)
+}
+
+// What is wrong at the start is one clear line, soon.
+func TestStartFails(t *testing.T) {
+	url, brokers, topic := stacktest.Database(t, system.SharedMigrations()...), stacktest.Brokers(t), stacktest.Topic(t, 1)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	own := fstest.MapFS{"000002_x.up.sql": &fstest.MapFile{}}
+	for name, c := range map[string]struct {
+		url, brokers, addr, topic string
+		migrations                fstest.MapFS
+		open                      error
+		want                      string
+	}{
+		"nothing listens":      {url: "postgres://u:s3cret@127.0.0.1:1/db", want: "no connection to DATABASE_URL"},
+		"no such database":     {url: strings.Replace(url, "/test_", "/nowhere_", 1), want: "no connection to DATABASE_URL"},
+		"no tables":            {url: stacktest.Database(t), want: "version 0 of outbox_migrations, this program needs 1: run the migrations"},
+		"older than the code":  {migrations: own, want: "version 0 of schema_migrations, this program needs 2"},
+		"no broker":            {brokers: "127.0.0.1:1", want: "no answer from Kafka at [127.0.0.1:1]"},
+		"no such topic":        {topic: "nowhere", want: `topic "nowhere": create it first`},
+		"taken port":           {addr: taken.Addr().String(), want: "cannot listen on HTTP_ADDR"},
+		"the domain says no":   {open: errors.New("no, says the domain"), want: "no, says the domain"},
+		"no topics configured": {topic: "-", want: "Topics"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			leaks := goleak.IgnoreCurrent()
+			defer goleak.VerifyNone(t, leaks)
+			env := map[string]string{"DATABASE_URL": or(c.url, url), "KAFKA_BROKERS": or(c.brokers, brokers[0]), "HTTP_ADDR": c.addr}
+			begin := time.Now()
+			err := service.Run(t.Context(), func(name string) string { return env[name] }, io.Discard, "group", "127.0.0.1:0",
+				func(service.Runtime) (service.Service, error) {
+					svc := service.Service{Topics: []string{or(c.topic, topic)}, Batch: (&counter{}).batch, DeadLetterTopic: "x", DeadLetterType: "x"}
+					if c.topic == "-" {
+						svc.Topics = nil
+					}
+					if c.migrations != nil {
+						svc.Migrations = c.migrations
+					}
+					return svc, c.open
+				})
+			if err == nil || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "s3cret") {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+			if took := time.Since(begin); took > 11*time.Second {
+				t.Error("it took", took)
+			}
+		})
+	}
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
