@@ -297,6 +297,24 @@ func TestDeadLettersOverHTTP(t *testing.T) {
 	}
 }
 
+// After the start a fault of the database is waited out: requests get 503 at most, and
+// consuming goes on when it is over.
+func TestLostConnectionsAreSurvived(t *testing.T) {
+	p := start(t, nil)
+	for round := range 3 {
+		if _, err := p.pool.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
+			t.Fatal(err)
+		}
+		if status, body := p.ask("GET", "/dead-letters", "", ""); status != 200 && status != 503 {
+			t.Error(status, body)
+		}
+		order := outbox.NewID().String()
+		p.produce(outbox.NewID().String(), order, compensation(order))
+		p.await("the event", func() bool { return p.text(`SELECT count(*)::text FROM inbox`) == fmt.Sprint(round+1) })
+	}
+	p.await("readiness", func() bool { status, _ := p.ask("GET", "/readyz", "", ""); return status == 200 })
+}
+
 func TestShutdownFinishesRequests(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
 	var stopped sync.WaitGroup

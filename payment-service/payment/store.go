@@ -26,7 +26,7 @@ func newBook() book {
 const (
 	lockPayments = `
 SELECT order_id::text, customer_id, amount, status, reason FROM payments
-WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR UPDATE`
+WHERE order_id = ANY($1::uuid[]) ORDER BY payments.order_id FOR UPDATE`
 
 	// The accounts that are named, and those that the compensated orders were charged to.
 	// Payments are locked before, so this statement sees them as they stay.

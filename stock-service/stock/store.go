@@ -27,7 +27,7 @@ func newBook() book {
 const (
 	lockReservations = `
 SELECT order_id::text, status, reason, items::text FROM reservations
-WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR UPDATE`
+WHERE order_id = ANY($1::uuid[]) ORDER BY reservations.order_id FOR UPDATE`
 
 	// The items that are named, and those that the compensated orders hold. Reservations
 	// are locked before, so this statement sees them as they stay.
