@@ -13,7 +13,6 @@ import (
 	"outboxsaga/internal/system"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sync/errgroup"
 )
 
 func newStackCommand() *cobra.Command {
@@ -131,23 +130,12 @@ func stackUp(ctx context.Context, cmd *cobra.Command) (err error) {
 			stack.Abort()
 		}
 	}()
-	if err := stack.Up(ctx); err != nil {
-		return err
+	instances := map[string][]int{}
+	for name, p := range ports {
+		instances[name] = []int{p}
 	}
-	begin := time.Now()
-	if err := system.Provision(ctx, stack.PostgresURL("postgres"), "", []string{stack.Broker()}, 1); err != nil {
-		return err
-	}
-	fmt.Fprintf(cmd.OutOrStdout(), "  %-16s ready after %.1f s\n", "schema, topics", time.Since(begin).Seconds())
-	var all errgroup.Group
-	for _, s := range system.Services() {
-		p := s.Process(stack, filepath.Join(stack.Dir(), "bin"), 1, ports[s.Name])
-		if err := stack.Launch(p); err != nil {
-			return err
-		}
-		all.Go(func() error { return stack.Await(ctx, p) })
-	}
-	return all.Wait()
+	_, err = system.Run(ctx, stack, filepath.Join(stack.Dir(), "bin"), instances, false)
+	return err
 }
 
 func taken(port int) bool {

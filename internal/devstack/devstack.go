@@ -109,6 +109,9 @@ func Open(cfg Config) (*Stack, error) {
 // Dir is the stack's folder.
 func (s *Stack) Dir() string { return s.cfg.Dir }
 
+// Root is the checkout that the stack was opened from.
+func (s *Stack) Root() string { return s.cfg.Root }
+
 // PostgresURL is the superuser's URL of a database. Only the local stack has such a
 // superuser: it trusts whoever reaches its loopback port.
 func (s *Stack) PostgresURL(database string) string { return s.UserURL("postgres", database) }
@@ -164,7 +167,12 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 			if err != nil {
 				return err
 			}
-			return s.Start(ctx, p)
+			err = s.Start(ctx, p)
+			for end := time.Now().Add(15 * time.Second); err != nil && name == Postgres && stillEnding(err) && time.Now().Before(end); {
+				time.Sleep(200 * time.Millisecond)
+				err = s.Start(ctx, p)
+			}
+			return err
 		})
 	}
 	start(Postgres, func() (Process, error) { return s.postgres(ctx, kit) })
@@ -189,7 +197,7 @@ func (s *Stack) Abort() {
 // is called or this program ends.
 func (s *Stack) Lock(ctx context.Context) (unlock func(), err error) {
 	return lockFile(ctx, filepath.Join(s.cfg.Dir, ".lock"), func() {
-		s.say("another program starts or stops the stack in %s; waiting for it", s.cfg.Dir)
+		s.Say("another program starts or stops the stack in %s; waiting for it", s.cfg.Dir)
 	})
 }
 
@@ -213,7 +221,8 @@ func (l *lines) Write(line []byte) (int, error) {
 	return l.out.Write(line)
 }
 
-func (s *Stack) say(format string, args ...any) { fmt.Fprintf(s.cfg.Out, format+"\n", args...) }
+// Say prints a line of progress to Config.Out.
+func (s *Stack) Say(format string, args ...any) { fmt.Fprintf(s.cfg.Out, format+"\n", args...) }
 
 // The ports that FreePorts tries. They lie below those that systems give to outgoing
 // connections, any of which could take a port between its choice and its use.

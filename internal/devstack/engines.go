@@ -90,8 +90,15 @@ func (s *Stack) initdb(ctx context.Context, kit Kit, data string, u *user) error
 	if err := os.Rename(half, data); err != nil || data == inside {
 		return err
 	}
-	s.say("  the data of PostgreSQL is in %s: its user %s cannot enter %s", data, u.name, s.cfg.Dir)
+	s.Say("  the data of PostgreSQL is in %s: its user %s cannot enter %s", data, u.name, s.cfg.Dir)
 	return os.Symlink(data, inside)
+}
+
+// stillEnding tells whether PostgreSQL refuses to start because of processes of a server
+// that was killed: they end soon, but not at once.
+func stillEnding(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, `"postmaster.pid" already exists`) || strings.Contains(text, "pre-existing shared memory block")
 }
 
 // jvm is the start of a Java command line. The folder in it marks the process as ours.

@@ -119,7 +119,7 @@ func (s *Stack) Await(ctx context.Context, p Process) error {
 		stop()
 		_, running := s.running(p.Name)
 		if err == nil && running {
-			s.say("  %-16s ready after %.1f s", p.Name, time.Since(begin).Seconds())
+			s.Say("  %-16s ready after %.1f s", p.Name, time.Since(begin).Seconds())
 			return nil
 		}
 		if !running { // whoever answered, it was not this process
@@ -194,7 +194,7 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 		if err := s.Stop(ctx, name); err != nil {
 			return err
 		}
-		s.say("  %-16s stopped", name)
+		s.Say("  %-16s stopped", name)
 	}
 	if !wipe {
 		return nil
@@ -213,7 +213,7 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 		}
 	}
 	if err := os.Remove(s.cfg.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.say("  %s is kept: it holds something else too", s.cfg.Dir)
+		s.Say("  %s is kept: it holds something else too", s.cfg.Dir)
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -21,7 +20,6 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"golang.org/x/sync/errgroup"
 )
 
 // System is the whole system for a test: stack, connectors that stream, and services
@@ -64,38 +62,24 @@ func NewSystem(t testing.TB, instances int, env ...string) *System {
 	}
 	s := &System{Stack: stack, t: t, processes: map[string]devstack.Process{}, urls: map[string][]string{}}
 	t.Cleanup(s.end)
-	var both errgroup.Group
-	both.Go(func() (err error) { s.bin, err = binaries(); return err })
-	both.Go(func() error {
-		if err := stack.Up(ctx); err != nil {
-			return err
-		}
-		return system.Provision(ctx, stack.PostgresURL("postgres"), "", []string{stack.Broker()}, 1)
-	})
-	if err := both.Wait(); err != nil {
+	if s.bin, err = binaries(); err != nil {
 		t.Fatal(err)
 	}
-	ports, err := devstack.FreePorts(3 * instances)
+	ports, err := system.FreePorts(instances)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var all errgroup.Group
-	for _, svc := range system.Services() {
-		for i := range instances {
-			port := ports[0]
-			ports = ports[1:]
-			p := svc.Process(stack, s.bin, i+1, port, env...)
-			s.processes[p.Name] = p
-			s.urls[svc.Name] = append(s.urls[svc.Name], fmt.Sprintf("http://127.0.0.1:%d", port))
-			if err := stack.Launch(p); err != nil {
-				t.Fatal(err)
-			}
-			all.Go(func() error { return stack.Await(ctx, p) })
-		}
+	processes, err := system.Run(ctx, stack, s.bin, ports, true, env...)
+	for _, p := range processes {
+		s.processes[p.Name] = p
 	}
-	all.Go(func() error { return system.Register(ctx, stack, filepath.Join(Root(), "connectors")) })
-	if err := all.Wait(); err != nil {
+	if err != nil {
 		t.Fatal(err)
+	}
+	for name, of := range ports {
+		for _, port := range of {
+			s.urls[name] = append(s.urls[name], fmt.Sprintf("http://127.0.0.1:%d", port))
+		}
 	}
 	return s
 }

@@ -90,9 +90,9 @@ func Provision(ctx context.Context, superuser, cdcPassword string, brokers []str
 	return both.Wait()
 }
 
-// Register registers the connectors of a folder and waits until each streams.
-func Register(ctx context.Context, stack *devstack.Stack, dir string) error {
-	files, err := connect.Files(dir)
+// Register registers the checkout's connectors and waits until each streams.
+func Register(ctx context.Context, stack *devstack.Stack) error {
+	files, err := connect.Files(filepath.Join(stack.Root(), "connectors"))
 	if err != nil {
 		return err
 	}
@@ -122,6 +122,50 @@ func Build(ctx context.Context, root, dir string, out io.Writer, flags ...string
 		return fmt.Errorf("build the services: %w", err)
 	}
 	return nil
+}
+
+// Run provisions and starts a whole system on a stack: engines, services, connectors;
+// what runs already is kept. ports are those of each service's instances. It returns when
+// all services are ready and, with connectors, all connectors stream. The processes of the
+// services are returned also on an error.
+func Run(ctx context.Context, stack *devstack.Stack, bin string, ports map[string][]int, connectors bool, env ...string) ([]devstack.Process, error) {
+	if err := stack.Up(ctx); err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	if err := Provision(ctx, stack.PostgresURL("postgres"), "", []string{stack.Broker()}, 1); err != nil {
+		return nil, err
+	}
+	stack.Say("  %-16s ready after %.1f s", "schema, topics", time.Since(begin).Seconds())
+	var processes []devstack.Process
+	var all errgroup.Group
+	for _, svc := range Services() {
+		for i, port := range ports[svc.Name] {
+			p := svc.Process(stack, bin, i+1, port, env...)
+			if err := stack.Launch(p); err != nil {
+				return processes, err
+			}
+			processes = append(processes, p)
+			all.Go(func() error { return stack.Await(ctx, p) })
+		}
+	}
+	if connectors {
+		all.Go(func() error { return Register(ctx, stack) })
+	}
+	return processes, all.Wait()
+}
+
+// FreePorts finds ports for a number of instances of each service.
+func FreePorts(instances int) (map[string][]int, error) {
+	free, err := devstack.FreePorts(instances * len(Services()))
+	if err != nil {
+		return nil, err
+	}
+	ports := map[string][]int{}
+	for i, svc := range Services() {
+		ports[svc.Name] = free[i*instances : (i+1)*instances]
+	}
+	return ports, nil
 }
 
 // Process says how a stack runs an instance of the service. The first instance has the service's
