@@ -1,5 +1,9 @@
+# shellcheck shell=bash
 # Shared by the scripts; sourced, not run. Installs what is missing with the system's package
 # manager where it may, else says what to install.
+
+umask 022 # PostgreSQL may run as another user
+export no_proxy="127.0.0.1,localhost${no_proxy:+,$no_proxy}" NO_PROXY="127.0.0.1,localhost${NO_PROXY:+,$NO_PROXY}"
 
 die() { printf '%s\n' "$*" >&2; exit 1; }
 
@@ -15,56 +19,95 @@ java_ok() {
   [ -n "$version" ] && [ "$version" -ge 17 ]
 }
 
-# need_tools NAME...: of jdk, maven, jq, kcat, curl, gcc.
-need_tools() {
-  local tool missing=()
-  for tool in "$@"; do
-    case $tool in
-      jdk) java_ok || missing+=(jdk) ;;
-      maven) command -v mvn >/dev/null || missing+=(maven) ;;
-      *) command -v "$tool" >/dev/null || missing+=("$tool") ;;
-    esac
-  done
-  [ ${#missing[@]} -gt 0 ] || return 0
-  echo "missing: ${missing[*]}"
-  local sudo=()
-  if [ "$(id -u)" != 0 ]; then
-    if command -v sudo >/dev/null && sudo -n true 2>/dev/null; then sudo=(sudo -n); else sudo=(none); fi
+# brew_java finds the JDK that Homebrew leaves out of the PATH.
+brew_java() {
+  local home
+  if command -v brew >/dev/null && ! java_ok; then
+    home=$(brew --prefix)/opt/openjdk@21/libexec/openjdk.jdk/Contents/Home
+    [ ! -d "$home" ] || export JAVA_HOME="$home"
   fi
-  local packages=() manager=
-  for manager in apt-get dnf apk brew none; do command -v $manager >/dev/null && break; done
-  for tool in "${missing[@]}"; do
-    case $manager-$tool in
-      apt-get-jdk) packages+=(openjdk-17-jdk-headless) ;;
-      dnf-jdk) packages+=(java-17-openjdk-headless) ;;
-      apk-jdk) packages+=(openjdk17-jre-headless) ;;
-      brew-jdk) packages+=(openjdk@17) ;;
-      dnf-kcat) die "kcat is in no repository of this system: install it by hand (https://github.com/edenhill/kcat)" ;;
-      *) packages+=("$tool") ;;
-    esac
-  done
-  local command=
-  case $manager in
-    apt-get) command="apt-get install -y --no-install-recommends ${packages[*]}" ;;
-    dnf) command="dnf install -y ${packages[*]}" ;;
-    apk) command="apk add ${packages[*]}" ;;
-    brew) command="brew install ${packages[*]}"; sudo=() ;;
-    *) die "install them, then try again: ${missing[*]} (jdk: version 17 or later)" ;;
+}
+
+# has TOOL: of jdk, maven, or a command.
+has() {
+  case $1 in
+    jdk) java_ok ;;
+    maven) command -v mvn >/dev/null ;;
+    *) command -v "$1" >/dev/null ;;
   esac
-  [ "${sudo[0]:-}" != none ] || die "install them, then try again: sudo $command"
-  echo "installing: $command"
+}
+
+# as_root COMMAND...
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi }
+may_be_root() { [ "$(id -u)" = 0 ] || { command -v sudo >/dev/null && sudo -n true 2>/dev/null; }; }
+
+# need_tools NAME...: of jdk, maven, jq, curl, gcc. Each is there afterwards.
+need_tools() {
+  want_tools "$@"
+  local tool missing=
+  for tool in "$@"; do has "$tool" || missing="$missing $tool"; done
+  [ -z "$missing" ] || die "install by hand, then try again:$missing (jdk: version 17 or later${JAVA_HOME:+; JAVA_HOME is $JAVA_HOME})"
+}
+
+# want_tools NAME...: like need_tools, but goes on without what cannot be had.
+# shellcheck disable=SC2046,SC2086 # lists of words
+want_tools() {
+  local tool missing=
+  brew_java
+  for tool in "$@"; do has "$tool" || missing="$missing $tool"; done
+  [ -n "$missing" ] || return 0
+  local manager
+  for manager in apt-get dnf apk brew none; do command -v $manager >/dev/null && break; done
+  if [ "$manager" = none ]; then echo "missing:$missing" >&2; return 0; fi
+  if [ "$manager" != brew ] && ! may_be_root; then
+    die "missing:$missing; install what is missing, then try again: sudo $manager $(install_words $manager) $(packages $manager $missing)"
+  fi
   local log
   log=$(mktemp)
-  if [ $manager = apt-get ]; then "${sudo[@]}" apt-get update >"$log" 2>&1 || true; fi
-  # shellcheck disable=SC2086
-  if ! DEBIAN_FRONTEND=noninteractive "${sudo[@]}" $command >>"$log" 2>&1; then
-    tail -3 "$log" >&2
-    die "that failed (all of it: $log): install them by hand, then try again"
-  fi
+  if [ "$manager" = apt-get ]; then as_root apt-get update >"$log" 2>&1 || true; fi
+  local packages
+  packages=$(packages $manager $missing)
+  [ -n "$packages" ] || { rm -f "$log"; return 0; }
+  echo "installing with $manager: $packages"
+  # One by one: a package that this system does not have must not keep the others away.
+  local package
+  for package in $packages; do
+    case $manager in
+      brew) brew install "$package" ;;
+      *) as_root env DEBIAN_FRONTEND=noninteractive $manager $(install_words $manager) "$package" ;;
+    esac >>"$log" 2>&1 </dev/null || { echo "  $package could not be installed: $(tail -1 "$log")" >&2; }
+  done
   rm -f "$log"
-  if [[ " ${missing[*]} " == *" jdk "* ]] && ! java_ok; then
-    die "Java is still older than 17 (JAVA_HOME=${JAVA_HOME:-not set}): make a JDK 17 or later the default, or set JAVA_HOME to it"
-  fi
+  brew_java
+}
+
+install_words() {
+  case $1 in
+    apt-get) echo "install -y --no-install-recommends" ;;
+    dnf) echo "install -y" ;;
+    apk) echo add ;;
+    *) echo install ;;
+  esac
+}
+
+# packages MANAGER TOOL...: what the tools are called there.
+packages() {
+  local manager=$1 tool version
+  shift
+  for tool in "$@"; do
+    case $manager-$tool in
+      apt-get-jdk)
+        for version in 21 25 17; do
+          [ -z "$(apt-cache madison openjdk-$version-jdk-headless 2>/dev/null)" ] || break
+        done
+        echo "openjdk-$version-jdk-headless" ;;
+      dnf-jdk) echo java-21-openjdk-headless ;;
+      apk-jdk) echo openjdk21-jre-headless ;;
+      brew-jdk) echo openjdk@21 ;;
+      dnf-kcat) echo "kcat is in no repository of this system: https://github.com/edenhill/kcat says how to install it" >&2 ;;
+      *) echo "$tool" ;;
+    esac
+  done | tr '\n' ' '
 }
 
 stack_dir() { printf '%s' "${STACK_DIR:-$PWD/.stack}"; }

@@ -14,8 +14,9 @@ timeout=${REGISTER_TIMEOUT:-60}
 STACK_DIR=$(stack_dir)
 export STACK_DIR
 answer=$(mktemp)
-trap 'rm -f "$answer"' EXIT
+trap 'rm -f "$answer"*' EXIT
 deadline=$((SECONDS + timeout))
+[ -x "$STACK_DIR/bin/outboxctl" ] || { need_go; go build -trimpath -o "$STACK_DIR/bin/" ./cmd/outboxctl; }
 
 curl -s -o /dev/null --max-time 5 "$url/" || die "Kafka Connect does not answer at $url: start it (scripts/up.sh), or set CONNECT_PORT or CONNECT_URL"
 
@@ -33,12 +34,22 @@ register() {
   done
 }
 
+# restart NAME starts again what of the connector has failed; it fails if that was done before.
+restart() {
+  [ ! -e "$answer.$1" ] || return 1
+  touch "$answer.$1"
+  curl -s -o /dev/null --max-time 10 -X POST "$url/connectors/$1/restart?includeTasks=true&onlyFailed=true" || true
+  sleep 1 # until the state says so
+}
+
 # waiting NAME: prints what the connector waits for; nothing once it streams.
 waiting() {
   local code
   code=$(curl -s -o "$answer" -w '%{http_code}' --max-time 10 "$url/connectors/$1/status") || code=000
   if [ "$code" != 200 ]; then echo "no status yet ($code)"; return; fi
   if jq -e '[.connector, .tasks[]] | any(.state == "FAILED")' "$answer" >/dev/null; then
+    # It may have failed long ago. Connect never starts a failed task again by itself.
+    if restart "$1"; then echo "it was FAILED and starts again"; return; fi
     die "connector $1 FAILED: $(jq -r '[.connector, .tasks[]] | map(select(.state == "FAILED"))[0].trace' "$answer" |
       grep -E '^(Caused by: )?[a-zA-Z.]+(Exception|Error)' | tail -1 | sed 's/^Caused by: //')"
   fi

@@ -20,7 +20,8 @@ case "${1:-}" in
 esac
 
 need_go
-need_tools jdk maven jq kcat curl
+want_tools jdk maven jq kcat curl # kcat is for tail-topics.sh only
+need_tools jdk maven jq curl
 STACK_DIR=$(stack_dir)
 export STACK_DIR
 mkdir -p "$STACK_DIR/bin" 2>/dev/null && [ -w "$STACK_DIR/bin" ] || die "cannot write in $STACK_DIR: choose another folder with STACK_DIR"

@@ -49,6 +49,8 @@ type Config struct {
 	// Ephemeral ties the stack to this process: when it ends, however it ends, the
 	// processes are killed and Dir is removed. For tests.
 	Ephemeral bool
+	// PostgresSettings are added to debezium/postgresql.conf, as name=value.
+	PostgresSettings []string
 	// Out gets a line for each thing done. Default: none.
 	Out io.Writer
 }

@@ -35,6 +35,9 @@ func (s *Stack) postgres(ctx context.Context, kit Kit) (Process, error) {
 			return conn.Close(ctx)
 		},
 	}
+	for _, setting := range s.cfg.PostgresSettings {
+		p.Args = append(p.Args, "-c", setting)
+	}
 	var err error
 	if p.user, err = postgresUser(); err != nil {
 		return p, err
