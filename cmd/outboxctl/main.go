@@ -30,6 +30,7 @@ func newRootCommand() *cobra.Command {
 		newProvisionCommand(),
 		newSlotsCommand(),
 		newDemoCommand(),
+		newBenchCommand(),
 	)
 	return root
 }
