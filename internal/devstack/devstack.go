@@ -131,6 +131,16 @@ func (s *Stack) ConnectURL() string { return "http://" + hostPort(s.cfg.ConnectP
 
 func hostPort(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
+func (s *Stack) kit(ctx context.Context) (Kit, error) {
+	return Resolve(ctx, s.cfg.Root, s.cfg.Cache, s.cfg.Out)
+}
+
+// Resolve fetches what the stack runs, where it is not there yet; the other methods do so too.
+func (s *Stack) Resolve(ctx context.Context) error {
+	_, err := s.kit(ctx)
+	return err
+}
+
 // Up starts PostgreSQL, Kafka and Kafka Connect, those of them that do not run, and
 // returns when all answer. On an error it stops what it has started.
 func (s *Stack) Up(ctx context.Context) error {
@@ -144,7 +154,7 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 			s.Abort()
 		}
 	}()
-	kit, err := Resolve(ctx, s.cfg.Root, s.cfg.Cache, s.cfg.Out)
+	kit, err := s.kit(ctx)
 	if err != nil {
 		return err
 	}

@@ -19,7 +19,9 @@ import (
 	migratepgx "github.com/golang-migrate/migrate/v4/database/pgx/v5"
 	"github.com/golang-migrate/migrate/v4/source/iofs"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
+	"golang.org/x/sync/errgroup"
 )
 
 // Owner is the role that owns the databases and all in them. Nobody logs in as it.
@@ -70,15 +72,21 @@ func Postgres(ctx context.Context, superuser, cdcPassword string, databases []Da
 		if err := database(ctx, conn, d); err != nil {
 			return fmt.Errorf("database %s: %w", d.Name, err)
 		}
-		target, err := withDatabase(superuser, d.Name)
-		if err != nil {
-			return err
-		}
-		if err := schema(ctx, target, d); err != nil {
-			return fmt.Errorf("database %s: %w", d.Name, err)
-		}
 	}
-	return nil
+	var all errgroup.Group
+	for _, d := range databases {
+		all.Go(func() error {
+			target, err := withDatabase(superuser, d.Name)
+			if err != nil {
+				return err
+			}
+			if err := schema(ctx, target, d); err != nil {
+				return fmt.Errorf("database %s: %w", d.Name, err)
+			}
+			return nil
+		})
+	}
+	return all.Wait()
 }
 
 // checkSettings refuses a server on which change data capture cannot work.
@@ -169,30 +177,59 @@ func schema(ctx context.Context, url string, d Database) error {
 	if err := Migrate(ctx, url, Owner, d.Migrations...); err != nil {
 		return err
 	}
-	login := pgx.Identifier{d.Role}.Sanitize()
-	if err := execAll(ctx, conn,
-		"GRANT USAGE ON SCHEMA public TO "+login+", "+CDC,
-		"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "+login,
-		"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO "+login,
-		// Rows of the outbox are never changed; the inbox forgets an id only in the
-		// transaction that recorded it.
-		"REVOKE UPDATE, DELETE ON outbox FROM "+login,
-		"REVOKE UPDATE ON inbox FROM "+login,
-		"GRANT SELECT ON outbox TO "+CDC,
-	); err != nil {
+	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return grant(ctx, tx, d) }); err != nil {
 		return err
-	}
-	for _, m := range d.Migrations {
-		if _, err := conn.Exec(ctx, "REVOKE INSERT, UPDATE, DELETE ON "+pgx.Identifier{m.Table}.Sanitize()+" FROM "+login); err != nil {
-			return err
-		}
 	}
 	return slot(ctx, conn, d)
 }
 
-func execAll(ctx context.Context, conn *pgx.Conn, statements ...string) error {
+// grant gives the service's role and the connector's what they need, and takes what they
+// had more. A new table of a migration is covered because the same call has made it.
+func grant(ctx context.Context, tx pgx.Tx, d Database) error {
+	login := pgx.Identifier{d.Role}.Sanitize()
+	// Partitions are reached through their table; a right of their own would go round
+	// what the table refuses.
+	rows, err := tx.Query(ctx, `SELECT format('%I', relname), relispartition FROM pg_class
+		WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') ORDER BY relname`)
+	if err != nil {
+		return err
+	}
+	type table struct {
+		Name      string
+		Partition bool
+	}
+	tables, err := pgx.CollectRows(rows, pgx.RowToStructByPos[table])
+	if err != nil {
+		return err
+	}
+	statements := []string{
+		"GRANT USAGE ON SCHEMA public TO " + login + ", " + CDC,
+		"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO " + login,
+	}
+	for _, t := range tables {
+		if t.Partition {
+			statements = append(statements, "REVOKE ALL ON "+t.Name+" FROM "+login+", "+CDC)
+		} else {
+			statements = append(statements, "GRANT SELECT, INSERT, UPDATE, DELETE ON "+t.Name+" TO "+login)
+		}
+	}
+	statements = append(statements,
+		// Rows of the outbox are never changed; the inbox forgets an id only in the
+		// transaction that recorded it.
+		"REVOKE UPDATE, DELETE ON outbox FROM "+login,
+		"REVOKE UPDATE ON inbox FROM "+login,
+		"GRANT SELECT ON outbox TO "+CDC)
+	for _, m := range d.Migrations {
+		statements = append(statements, "REVOKE INSERT, UPDATE, DELETE ON "+pgx.Identifier{m.Table}.Sanitize()+" FROM "+login)
+	}
+	return execAll(ctx, tx, statements...)
+}
+
+func execAll(ctx context.Context, db interface {
+	Exec(context.Context, string, ...any) (pgconn.CommandTag, error)
+}, statements ...string) error {
 	for _, s := range statements {
-		if _, err := conn.Exec(ctx, s); err != nil {
+		if _, err := db.Exec(ctx, s); err != nil {
 			return fmt.Errorf("%s: %w", s, err)
 		}
 	}

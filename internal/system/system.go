@@ -129,30 +129,38 @@ func Build(ctx context.Context, root, dir string, out io.Writer, flags ...string
 // all services are ready and, with connectors, all connectors stream. The processes of the
 // services are returned also on an error.
 func Run(ctx context.Context, stack *devstack.Stack, bin string, ports map[string][]int, connectors bool, env ...string) ([]devstack.Process, error) {
-	if err := stack.Up(ctx); err != nil {
+	if err := stack.Resolve(ctx); err != nil {
 		return nil, err
 	}
-	begin := time.Now()
-	if err := Provision(ctx, stack.PostgresURL("postgres"), "", []string{stack.Broker()}, 1); err != nil {
-		return nil, err
-	}
-	stack.Say("  %-16s ready after %.1f s", "schema, topics", time.Since(begin).Seconds())
 	var processes []devstack.Process
-	var all errgroup.Group
-	for _, svc := range Services() {
-		for i, port := range ports[svc.Name] {
-			p := svc.Process(stack, bin, i+1, port, env...)
-			if err := stack.Launch(p); err != nil {
-				return processes, err
-			}
-			processes = append(processes, p)
-			all.Go(func() error { return stack.Await(ctx, p) })
+	all, group := errgroup.WithContext(ctx)
+	// The worker takes longest to start, and needs the rest only for its connectors.
+	all.Go(func() error { return stack.UpOnly(group, devstack.Connect) })
+	all.Go(func() error {
+		if err := stack.UpOnly(group, devstack.Postgres, devstack.Kafka); err != nil {
+			return err
 		}
+		begin := time.Now()
+		if err := Provision(group, stack.PostgresURL("postgres"), "", []string{stack.Broker()}, 1); err != nil {
+			return err
+		}
+		stack.Say("  %-16s ready after %.1f s", "schema, topics", time.Since(begin).Seconds())
+		for _, svc := range Services() {
+			for i, port := range ports[svc.Name] {
+				p := svc.Process(stack, bin, i+1, port, env...)
+				if err := stack.Launch(p); err != nil {
+					return err
+				}
+				processes = append(processes, p)
+				all.Go(func() error { return stack.Await(group, p) })
+			}
+		}
+		return nil
+	})
+	if err := all.Wait(); err != nil || !connectors {
+		return processes, err
 	}
-	if connectors {
-		all.Go(func() error { return Register(ctx, stack) })
-	}
-	return processes, all.Wait()
+	return processes, Register(ctx, stack)
 }
 
 // FreePorts finds ports for a number of instances of each service.
