@@ -30,6 +30,11 @@ race=-race
 if [ "$(go env CGO_ENABLED)" != 1 ] || ! command -v "$(go env CC)" >/dev/null; then
   if [ -n "${CI:-}" ]; then need_tools gcc; else echo "no C compiler: the tests run without the race detector (install gcc to have it)" >&2; race=; fi
 fi
+if [ $# = 0 ]; then
+  step "model check (every reachable state of the saga)"
+  go test -count=1 -v -run TestEveryReachableStateIsRight ./internal/modelcheck
+fi
+
 packages=("$@")
 [ $# -gt 0 ] || packages=(./...)
 step "go test $race ${packages[*]}"
