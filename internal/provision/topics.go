@@ -33,21 +33,36 @@ func HeartbeatTopic(database string) Topic {
 // waits until every partition has a leader. A topic that exists with another number of partitions is an
 // error: keys would not keep their order.
 func Topics(ctx context.Context, brokers []string, replicas int16, topics ...Topic) error {
-	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	// The leaders are asked for below; an answer from the client's cache would be up to 5 s old.
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.MetadataMinAge(10*time.Millisecond))
 	if err != nil {
 		return fmt.Errorf("kafka client: %w", err)
 	}
 	defer client.Close()
 	admin := kadm.NewClient(client)
+	// One request for all topics of a kind: the controller takes long over each request.
+	type kind struct {
+		partitions int32
+		retention  time.Duration
+	}
+	kinds := map[kind][]string{}
 	for _, t := range topics {
-		retention := t.Retention
-		if retention == 0 {
-			retention = TopicRetention
+		k := kind{t.Partitions, t.Retention}
+		if k.retention == 0 {
+			k.retention = TopicRetention
 		}
-		ms := strconv.FormatInt(retention.Milliseconds(), 10)
-		_, err := admin.CreateTopic(ctx, t.Partitions, replicas, map[string]*string{"retention.ms": &ms}, t.Name)
-		if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) {
-			return fmt.Errorf("topic %s: %w", t.Name, err)
+		kinds[k] = append(kinds[k], t.Name)
+	}
+	for k, names := range kinds {
+		ms := strconv.FormatInt(k.retention.Milliseconds(), 10)
+		made, err := admin.CreateTopics(ctx, k.partitions, replicas, map[string]*string{"retention.ms": &ms}, names...)
+		if err != nil {
+			return fmt.Errorf("create topics: %w", err)
+		}
+		for _, t := range made {
+			if t.Err != nil && !errors.Is(t.Err, kerr.TopicAlreadyExists) {
+				return fmt.Errorf("topic %s: %w %s", t.Topic, t.Err, t.ErrMessage)
+			}
 		}
 	}
 	names := make([]string, len(topics))
