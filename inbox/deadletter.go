@@ -53,6 +53,7 @@ type DeadLetter struct {
 type DeadLetterFilter struct {
 	Status    Status    // empty: any
 	EventType string    // empty: any
+	Topic     string    // empty: any
 	After     uuid.UUID // only those with a later id; the zero id: from the first
 	Limit     int       // 1 to 500; 0 means 50
 }
@@ -104,8 +105,8 @@ func (c *Consumer) DeadLetters(ctx context.Context, f DeadLetterFilter) ([]DeadL
 		return nil, fmt.Errorf("inbox: a limit of %d is not between 1 and 500", f.Limit)
 	}
 	rows, err := c.cfg.Pool.Query(ctx, `SELECT `+letterColumns+`, status, resolved_at, resolved_by, reason FROM dead_letters
-		WHERE id > $1 AND ($2 = '' OR status = $2) AND ($3 = '' OR event_type = $3) ORDER BY id LIMIT $4`,
-		f.After, string(f.Status), f.EventType, f.Limit)
+		WHERE id > $1 AND ($2 = '' OR status = $2) AND ($3 = '' OR event_type = $3) AND ($4 = '' OR topic = $4) ORDER BY id LIMIT $5`,
+		f.After, string(f.Status), f.EventType, f.Topic, f.Limit)
 	if err != nil {
 		return nil, errorf("list dead letters", err)
 	}

@@ -31,6 +31,7 @@ func newRootCommand() *cobra.Command {
 		newSlotsCommand(),
 		newDemoCommand(),
 		newBenchCommand(),
+		newDeadLettersCommand(),
 	)
 	return root
 }

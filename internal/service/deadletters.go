@@ -67,8 +67,9 @@ func (d deadLetters) list(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	page.Limit = min(page.Limit, maxLetters)
+	query := r.URL.Query()
 	filter := inbox.DeadLetterFilter{
-		Status: inbox.Status(r.URL.Query().Get("status")), EventType: r.URL.Query().Get("event_type"), Limit: page.Limit + 1,
+		Status: inbox.Status(query.Get("status")), EventType: query.Get("event_type"), Topic: query.Get("topic"), Limit: page.Limit + 1,
 	}
 	switch filter.Status {
 	case "", inbox.Open, inbox.Redriven, inbox.Discarded:
@@ -77,6 +78,9 @@ func (d deadLetters) list(w http.ResponseWriter, r *http.Request) error {
 	}
 	if !isText(filter.EventType) {
 		return BadRequest("bad-value", `"event_type" must be text`)
+	}
+	if !isText(filter.Topic) {
+		return BadRequest("bad-value", `"topic" must be text`)
 	}
 	if page.Cursor != "" {
 		if filter.After, err = uuid.Parse(page.Cursor); err != nil {

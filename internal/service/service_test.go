@@ -13,6 +13,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"outboxsaga/events"
 	"outboxsaga/internal/service"
 	"outboxsaga/internal/stacktest"
 	"outboxsaga/internal/system"
@@ -67,6 +68,15 @@ func TestDeadLettersOverHTTP(t *testing.T) {
 	if status != 200 || strings.Count(body, `"event_id"`) != 1 || !strings.Contains(body, `"next_cursor":"`) || strings.Contains(body, `"payload":`) {
 		t.Error(status, body)
 	}
+	topic := p.text(`SELECT min(topic) FROM dead_letters`)
+	for query, want := range map[string]int{
+		"?topic=" + topic: 2, "?topic=another": 0, "?event_type=another": 0,
+		"?status=open&event_type=" + events.TypeStockCompensationRequested + "&topic=" + topic: 2,
+	} {
+		if _, body := p.ask("GET", "/dead-letters"+query, "", ""); strings.Count(body, `"event_id"`) != want {
+			t.Errorf("%s: not %d dead letters: %s", query, want, body)
+		}
+	}
 	noEvent := p.text(`SELECT id::text FROM dead_letters WHERE event_id = ''`)
 	refused := p.text(`SELECT id::text FROM dead_letters WHERE event_id <> ''`)
 	status, body = p.ask("GET", "/dead-letters/"+refused, "", "")
@@ -87,6 +97,7 @@ func TestDeadLettersOverHTTP(t *testing.T) {
 	}{
 		{"GET", "/dead-letters?status=closed", "", 400, "bad-value"},
 		{"GET", "/dead-letters?event_type=%00", "", 400, "bad-value"},
+		{"GET", "/dead-letters?topic=%00", "", 400, "bad-value"},
 		{"GET", "/dead-letters?cursor=YQ", "", 400, "bad-cursor"},
 		{"GET", "/dead-letters/x", "", 400, "bad-value"},
 		{"GET", "/dead-letters/" + outbox.NewID().String(), "", 404, "dead-letter-not-found"},
