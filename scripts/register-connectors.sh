@@ -34,10 +34,13 @@ register() {
   done
 }
 
+# slot NAME KEY: what PostgreSQL knows of the connector's slot.
+slot() { "$STACK_DIR/bin/outboxctl" slots --json | jq -r --arg n "$1" --arg k "$2" '.[] | select(.connector == $n)[$k]'; }
+
 # restart NAME starts again what of the connector has failed; it fails if that was done before.
 restart() {
   [ ! -e "$answer.$1" ] || return 1
-  touch "$answer.$1"
+  slot "$1" wal >"$answer.$1"
   curl -s -o /dev/null --max-time 10 -X POST "$url/connectors/$1/restart?includeTasks=true&onlyFailed=true" || true
   sleep 1 # until the state says so
 }
@@ -64,11 +67,20 @@ for file in connectors/*.json; do
     missing=$(waiting "$name") || exit 1
     if [ -z "$missing" ]; then
       # Connect says RUNNING also while nothing flows: only PostgreSQL knows whether the slot is used.
-      slot=$("$STACK_DIR/bin/outboxctl" slots --json | jq -r --arg n "$name" '.[] | select(.connector == $n)')
-      [ "$(jq -r .active <<<"$slot")" != true ] || break
-      missing="its slot $(jq -r .slot <<<"$slot") is not active ($(jq -r .wal_status <<<"$slot"))"
+      if [ "$(slot "$name" active)" != true ]; then
+        missing="its slot $(slot "$name" slot) is not active ($(slot "$name" wal_status))"
+      elif [ -e "$answer.$name" ] && [ "$(slot "$name" confirmed)" -lt "$(cat "$answer.$name")" ]; then
+        # One that had failed runs for some seconds before it fails again on the same record.
+        missing="it has not yet sent what was written before its restart"
+      else
+        break
+      fi
     fi
-    [ $SECONDS -lt $deadline ] || die "connector $name does not stream after $timeout s: $missing; see $STACK_DIR/logs/connect.log"
+    if [ $SECONDS -ge $deadline ]; then
+      # A connector that tries again and again says nothing in its status; the worker's log does.
+      cause=$(grep '^Caused by: ' "$STACK_DIR/logs/connect.log" 2>/dev/null | tail -1) || true
+      die "connector $name does not stream after $timeout s: $missing${cause:+; the worker says: ${cause#Caused by: }} (log: $STACK_DIR/logs/connect.log)"
+    fi
     sleep 0.1
   done
   echo "  connector $name streams"

@@ -43,18 +43,24 @@ type slot struct {
 	Active    bool   `json:"active"`
 	WALStatus string `json:"wal_status"` // reserved, extended, unreserved, lost, or missing
 	LagBytes  int64  `json:"lag_bytes"`  // not yet confirmed by the connector
+	Confirmed int64  `json:"confirmed"`  // the position in the log up to which Kafka has everything
+	WAL       int64  `json:"wal"`        // the end of the log
 }
 
 func newSlotsCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use: "slots", Short: "Show the replication slots of the local stack", Args: cobra.NoArgs,
+		Use: "slots", Long: "Show the connectors' replication slots, of the local stack or at ADMIN_DATABASE_URL.", Short: "Show the connectors' replication slots", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			stack, err := openStack(cmd)
-			if err != nil {
-				return err
+			url := os.Getenv("ADMIN_DATABASE_URL")
+			if url == "" {
+				stack, err := openStack(cmd)
+				if err != nil {
+					return err
+				}
+				url = stack.PostgresURL("postgres")
 			}
-			slots, err := readSlots(cmd.Context(), stack.PostgresURL("postgres"))
+			slots, err := readSlots(cmd.Context(), url)
 			if err != nil {
 				return err
 			}
@@ -80,8 +86,9 @@ func readSlots(ctx context.Context, url string) ([]slot, error) {
 	var slots []slot
 	for _, d := range system.Databases() {
 		s := slot{Connector: d.Name, Slot: provision.Database{Name: d.Name}.Slot()}
-		err := conn.QueryRow(ctx, `SELECT active, coalesce(wal_status, ''), coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::bigint
-			FROM pg_replication_slots WHERE slot_name = $1`, s.Slot).Scan(&s.Active, &s.WALStatus, &s.LagBytes)
+		err := conn.QueryRow(ctx, `SELECT active, coalesce(wal_status, ''), coalesce(confirmed_flush_lsn - '0/0', 0)::bigint, (pg_current_wal_lsn() - '0/0')::bigint
+			FROM pg_replication_slots WHERE slot_name = $1`, s.Slot).Scan(&s.Active, &s.WALStatus, &s.Confirmed, &s.WAL)
+		s.LagBytes = s.WAL - s.Confirmed
 		if errors.Is(err, pgx.ErrNoRows) {
 			s.WALStatus = "missing"
 		} else if err != nil {

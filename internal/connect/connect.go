@@ -87,7 +87,8 @@ func (c Client) Put(ctx context.Context, f File) error {
 	return c.call(ctx, http.MethodPut, "/connectors/"+f.Name+"/config", f.Config, nil)
 }
 
-// Delete removes a connector. Its slot and its offsets stay.
+// Delete removes a connector. Its slot and its offsets stay. Its status may outlive it
+// for a moment.
 func (c Client) Delete(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/connectors/"+name, nil, nil)
 }
@@ -179,7 +180,8 @@ func (c Client) WaitStreaming(ctx context.Context, name, url, slot string) error
 		}
 		if missing == "" {
 			var active bool
-			if err := conn.QueryRow(ctx, `SELECT coalesce((SELECT active FROM pg_replication_slots WHERE slot_name = $1), false)`, slot).Scan(&active); err != nil {
+			err := conn.QueryRow(ctx, `SELECT coalesce((SELECT active FROM pg_replication_slots WHERE slot_name = $1), false)`, slot).Scan(&active)
+			if err != nil && ctx.Err() == nil {
 				return fmt.Errorf("connector %s: %w", name, err)
 			}
 			if active {

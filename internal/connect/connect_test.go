@@ -1,0 +1,325 @@
+package connect_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"outboxsaga/internal/connect"
+	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/stacktest"
+	"outboxsaga/internal/system"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// One worker serves the tests, one after the other: they break connectors and mend them.
+func TestWorker(t *testing.T) {
+	s, err := stacktest.New("connect")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := s.Up(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := system.Provision(ctx, s.PostgresURL("postgres"), "", []string{s.Broker()}, 1); err != nil {
+		t.Fatal(err)
+	}
+	client := connect.Client{URL: s.ConnectURL()}
+	t.Run("a connector that is not there", func(t *testing.T) { notThere(t, client) })
+	t.Run("settings that are wrong", func(t *testing.T) { wrongSettings(t, client) })
+	t.Run("the script", func(t *testing.T) { script(t, s, client) })
+	t.Run("a slot that is gone", func(t *testing.T) { slotGone(t, s, client) })
+	t.Run("delete", func(t *testing.T) {
+		if err := client.Delete(ctx, "orderdb"); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "it is gone", func() bool {
+			_, err := client.Status(ctx, "orderdb")
+			return errors.Is(err, connect.ErrNotFound)
+		})
+	})
+}
+
+func notThere(t *testing.T, client connect.Client) {
+	if _, err := client.Status(t.Context(), "orderdb"); !errors.Is(err, connect.ErrNotFound) {
+		t.Error(err)
+	}
+	if err := client.Delete(t.Context(), "orderdb"); !errors.Is(err, connect.ErrNotFound) {
+		t.Error(err)
+	}
+	if err := client.Restart(t.Context(), "orderdb", true); !errors.Is(err, connect.ErrNotFound) {
+		t.Error(err)
+	}
+}
+
+// file is connectors/orderdb.json with one setting changed.
+func file(t *testing.T, key, value string) connect.File {
+	t.Helper()
+	files, err := connect.Files(filepath.Join(stacktest.Root(), "connectors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if f.Name != "orderdb" {
+			continue
+		}
+		settings := map[string]string{}
+		if err := json.Unmarshal(f.Config, &settings); err != nil {
+			t.Fatal(err)
+		}
+		if key != "" {
+			settings[key] = value
+		}
+		if f.Config, err = json.Marshal(settings); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	t.Fatal("connectors/orderdb.json is gone")
+	return connect.File{}
+}
+
+// Connect checks the settings of a connector before it takes them: a database that
+// cannot be reached is refused at once.
+func wrongSettings(t *testing.T, client connect.Client) {
+	for _, c := range []struct{ key, value, want string }{
+		{"database.user", "nobody_knows", "nobody_knows"},
+		{"slot.name", "Not-A-Slot", "slot.name"},
+	} {
+		err := client.Put(t.Context(), file(t, c.key, c.value))
+		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "400") {
+			t.Errorf("%s=%s: %v, want %q in it", c.key, c.value, err, c.want)
+		}
+	}
+}
+
+// script runs scripts/register-connectors.sh as up.sh does: it must be idempotent, and
+// say what is wrong with a connector in the connector's own words.
+func script(t *testing.T, s *devstack.Stack, client connect.Client) {
+	ports := strings.Split(s.Broker(), ":")
+	pg, err := pgx.ParseConfig(s.PostgresURL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(s.Dir(), "bin")
+	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/outboxctl")
+	build.Dir = stacktest.Root()
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	register := func(env ...string) (string, error) {
+		cmd := exec.Command(filepath.Join(stacktest.Root(), "scripts", "register-connectors.sh"))
+		cmd.Env = append(os.Environ(), "STACK_DIR="+s.Dir(), "CONNECT_URL="+s.ConnectURL(), "KAFKA_PORT="+ports[1],
+			fmt.Sprintf("POSTGRES_PORT=%d", pg.Port))
+		cmd.Env = append(cmd.Env, env...)
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	for range 2 {
+		out, err := register()
+		if err != nil || strings.Count(out, "streams") != 3 {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	for _, name := range []string{"orderdb", "stockdb", "paymentdb"} {
+		if err := client.WaitStreaming(t.Context(), name, s.PostgresURL(name), "outbox_"+name); err != nil {
+			t.Error(err)
+		}
+	}
+
+	// A record that the broker refuses fails the task. Once the reason is gone the task
+	// is FAILED all the same, with settings that do not change: it must be restarted.
+	limit(t, s, "payment", "100")
+	admin(t, s, "orderdb", `INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload)
+		VALUES (uuidv7(), 'payment', 'order', 'o1', 'test', repeat('x', 1000))`)
+	until(t, "the task fails", func() bool {
+		st, err := client.Status(t.Context(), "orderdb")
+		return err == nil && len(st.Tasks) == 1 && st.Tasks[0].State == "FAILED"
+	})
+	err = client.WaitStreaming(t.Context(), "orderdb", s.PostgresURL("orderdb"), "outbox_orderdb")
+	if err == nil || !strings.Contains(err.Error(), "RecordTooLargeException") {
+		t.Errorf("wait: %v", err)
+	}
+	if out, err := register(); err == nil || !strings.Contains(out, "connector orderdb FAILED: ") || !strings.Contains(out, "RecordTooLargeException") {
+		t.Errorf("with a record too large: %v: %s", err, out)
+	}
+	limit(t, s, "payment", "1048588")
+	if out, err := register(); err != nil || strings.Count(out, "streams") != 3 {
+		t.Errorf("after that: %v: %s", err, out)
+	}
+	if !arrived(t, s, "payment", "o1") {
+		t.Error("the record that was too large is lost")
+	}
+
+	// A role without its right: the connector tries for ever, and its status says RUNNING. Connect
+	// itself tries the settings when they are put.
+	admin(t, s, "orderdb", `REVOKE CONNECT ON DATABASE orderdb FROM cdc`)
+	if err := client.Restart(t.Context(), "orderdb", false); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the slot is left", func() bool { return !active(t, s) })
+	if out, err := register(); err == nil || !strings.Contains(out, "permission denied for database") {
+		t.Errorf("without its right: %v: %s", err, out)
+	}
+	admin(t, s, "orderdb", `GRANT CONNECT ON DATABASE orderdb TO cdc`)
+	if out, err := register(); err != nil || strings.Count(out, "streams") != 3 {
+		t.Errorf("with its right again: %v: %s", err, out)
+	}
+	if out, err := register("CONNECT_URL=http://127.0.0.1:1"); err == nil || !strings.Contains(out, "does not answer") || strings.Count(out, "\n") != 1 {
+		t.Errorf("without a worker: %v: %s", err, out)
+	}
+}
+
+// slotGone: Connect says RUNNING; the slot tells the truth.
+func slotGone(t *testing.T, s *devstack.Stack, client connect.Client) {
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err := client.WaitStreaming(ctx, "orderdb", s.PostgresURL("orderdb"), "no_such_slot")
+	if err == nil || !strings.Contains(err.Error(), "no_such_slot is not active") || !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+// limit bounds the size of a topic's records.
+func limit(t *testing.T, s *devstack.Stack, topic, bytes string) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	done, err := kadm.NewClient(client).AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "max.message.bytes", Value: &bytes}}, topic)
+	if err != nil || done[0].Err != nil {
+		t.Fatal(err, done)
+	}
+}
+
+// arrived waits for a record with a key.
+func arrived(t *testing.T, s *devstack.Stack, topic, key string) bool {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		for _, r := range client.PollFetches(ctx).Records() {
+			if string(r.Key) == key {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func active(t *testing.T, s *devstack.Stack) (is bool) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), s.PostgresURL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if err := conn.QueryRow(t.Context(), `SELECT active FROM pg_replication_slots WHERE slot_name = 'outbox_orderdb'`).Scan(&is); err != nil {
+		t.Fatal(err)
+	}
+	return is
+}
+
+func admin(t *testing.T, s *devstack.Stack, database, statement string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), s.PostgresURL(database))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), statement); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(60 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within 60 s: %s", what)
+		}
+	}
+}
+
+func TestNoWorker(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	_, err := connect.Client{URL: "http://127.0.0.1:1"}.Status(ctx, "orderdb")
+	if err == nil || !strings.Contains(err.Error(), "ask Kafka Connect") {
+		t.Error(err)
+	}
+}
+
+// A worker answers 409 while it rebalances. That passes, or the context ends.
+func TestRebalance(t *testing.T) {
+	answers := 0
+	url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		if answers++; answers < 3 {
+			w.WriteHeader(http.StatusConflict)
+			return
+		}
+		fmt.Fprint(w, `{"name":"orderdb","connector":{"state":"RUNNING"},"tasks":[{"id":0,"state":"RUNNING"}]}`)
+	})
+	st, err := connect.Client{URL: url}.Status(t.Context(), "orderdb")
+	if err != nil || len(st.Tasks) != 1 || answers != 3 {
+		t.Errorf("%+v, %v after %d answers", st, err, answers)
+	}
+	busy := serve(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusConflict) })
+	ctx, cancel := context.WithTimeout(t.Context(), 250*time.Millisecond)
+	defer cancel()
+	if _, err := (connect.Client{URL: busy}).Status(ctx, "orderdb"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+func serve(t *testing.T, handler http.HandlerFunc) (url string) {
+	t.Helper()
+	srv := httptest.NewServer(handler)
+	t.Cleanup(srv.Close)
+	return srv.URL
+}
+
+func TestCause(t *testing.T) {
+	trace := "org.apache.kafka.connect.errors.ConnectException: outer\n\tat a.b.C.d(C.java:1)\nCaused by: java.lang.X: middle\n\tat e.f(G.java:2)\nCaused by: java.lang.Y: the reason\n\tat h.i(J.java:3)\n"
+	if got := (connect.State{Trace: trace}).Cause(); got != "java.lang.Y: the reason" {
+		t.Errorf("%q", got)
+	}
+	if got := (connect.State{Trace: "java.lang.X: alone\n\tat a"}).Cause(); got != "java.lang.X: alone" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestFiles(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := connect.Files(dir); err == nil {
+		t.Error("an empty folder is fine?")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "bad.json"), []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := connect.Files(dir); err == nil || !strings.Contains(err.Error(), "bad.json is not JSON") {
+		t.Error(err)
+	}
+}
