@@ -55,6 +55,11 @@ func newStackDownCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			unlock, err := stack.Lock(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer unlock()
 			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 			defer cancel()
 			return stack.Down(ctx, wipe)
@@ -110,6 +115,11 @@ func stackUp(ctx context.Context, cmd *cobra.Command) (err error) {
 	if err != nil {
 		return err
 	}
+	unlock, err := stack.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	ports := map[string]int{}
 	used := map[int]string{}
 	for _, s := range system.Services() {

@@ -126,6 +126,20 @@ func TestLife(t *testing.T) {
 			t.Errorf("%s, then %s", first, again)
 		}
 	})
+	t.Run("another port is not the running stack's", func(t *testing.T) {
+		c := cfg
+		c.KafkaPort++
+		other, err := devstack.Open(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := other.Up(ctx); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("set KAFKA_PORT=%d", cfg.KafkaPort)) {
+			t.Error(err)
+		}
+		if again := pids(s, all...); again != first {
+			t.Errorf("%s, then %s", first, again)
+		}
+	})
 	t.Run("it listens on loopback only", func(t *testing.T) {
 		addrs, err := net.InterfaceAddrs()
 		if err != nil {

@@ -50,6 +50,9 @@ func (s *Stack) Start(ctx context.Context, p Process) error {
 // processes at once, and [Stack.Await] each.
 func (s *Stack) Launch(p Process) error {
 	if _, running := s.running(p.Name); running {
+		if _, port := s.born(p.Name); port != p.Port {
+			return fmt.Errorf("%s runs already, on port %d: set %s=%d, or stop it first (scripts/down.sh)", p.Name, port, p.PortVariable, port)
+		}
 		return nil
 	}
 	if p.Port != 0 {
@@ -77,7 +80,7 @@ func (s *Stack) Launch(p Process) error {
 	}
 	pid := cmd.Process.Pid
 	err = errors.Join(
-		os.WriteFile(s.birthFile(p.Name), []byte(birth(pid)), 0o644),
+		os.WriteFile(s.birthFile(p.Name), fmt.Appendf(nil, "%s\n%d", birth(pid), p.Port), 0o644),
 		os.WriteFile(s.pidFile(p.Name), fmt.Appendf(nil, "%d\n", pid), 0o644))
 	go func() { _ = cmd.Wait() }() // no zombie
 	if err != nil {
@@ -264,8 +267,16 @@ func (s *Stack) running(name string) (pid int, ok bool) {
 	if pid, err = strconv.Atoi(strings.TrimSpace(string(text))); err != nil || pid <= 1 {
 		return 0, false
 	}
-	born, err := os.ReadFile(s.birthFile(name))
-	return pid, err == nil && len(born) > 0 && string(born) == birth(pid)
+	born, _ := s.born(name)
+	return pid, born != "" && born == birth(pid)
+}
+
+// born is what Launch wrote down about a process: its birth and its port.
+func (s *Stack) born(name string) (birth string, port int) {
+	text, _ := os.ReadFile(s.birthFile(name))
+	birth, last, _ := strings.Cut(string(text), "\n")
+	port, _ = strconv.Atoi(last)
+	return birth, port
 }
 
 // birth tells a process from all others: its pid, and the boot and the moment at which it
