@@ -32,6 +32,7 @@ func newRootCommand() *cobra.Command {
 		newDemoCommand(),
 		newBenchCommand(),
 		newDeadLettersCommand(),
+		newSagaCommand(),
 	)
 	return root
 }

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"outboxsaga/internal/provision"
 	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5"
@@ -85,14 +84,9 @@ func readSlots(ctx context.Context, url string) ([]slot, error) {
 	defer conn.Close(context.WithoutCancel(ctx))
 	var slots []slot
 	for _, d := range system.Databases() {
-		s := slot{Connector: d.Name, Slot: provision.Database{Name: d.Name}.Slot()}
-		err := conn.QueryRow(ctx, `SELECT active, coalesce(wal_status, ''), coalesce(confirmed_flush_lsn - '0/0', 0)::bigint, (pg_current_wal_lsn() - '0/0')::bigint
-			FROM pg_replication_slots WHERE slot_name = $1`, s.Slot).Scan(&s.Active, &s.WALStatus, &s.Confirmed, &s.WAL)
-		s.LagBytes = s.WAL - s.Confirmed
-		if errors.Is(err, pgx.ErrNoRows) {
-			s.WALStatus = "missing"
-		} else if err != nil {
-			return nil, fmt.Errorf("read the slot %s: %w", s.Slot, err)
+		s, err := readSlot(ctx, conn, d.Name)
+		if err != nil {
+			return nil, err
 		}
 		slots = append(slots, s)
 	}
