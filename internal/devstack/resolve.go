@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -107,15 +108,15 @@ func maven(ctx context.Context, pom, dir, platform string, out io.Writer) error 
 	}
 	target := filepath.Join(dir, "target")
 	defer os.RemoveAll(target)
-	cmd := exec.CommandContext(ctx, mvn, "-B", "-ntp", "-f", pom, "package",
+	cmd := exec.CommandContext(ctx, mvn, "-B", "-f", pom, "package",
 		"-Dstack.dir="+dir, "-Dpostgres.platform="+platform, "-DbuildDirectory="+target)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	var log strings.Builder
-	cmd.Stdout, cmd.Stderr = &log, &log
+	log := &mavenLog{}
+	cmd.Stdout, cmd.Stderr = log, log
 	stop := make(chan struct{})
 	defer close(stop)
-	go progress(dir, out, stop)
+	go log.progress(out, stop)
 	if err := cmd.Run(); err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("resolving was interrupted: %w", ctx.Err())
@@ -125,22 +126,33 @@ func maven(ctx context.Context, pom, dir, platform string, out io.Writer) error 
 	return nil
 }
 
+// mavenLog is Maven's output, which is shown only where something goes wrong.
+type mavenLog struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *mavenLog) Write(text []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(text)
+}
+
+func (l *mavenLog) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 // progress prints every few seconds how much has arrived.
-func progress(dir string, out io.Writer, stop <-chan struct{}) {
+func (l *mavenLog) progress(out io.Writer, stop <-chan struct{}) {
 	begin := time.Now()
 	for {
 		select {
 		case <-stop:
 			return
 		case <-time.After(3 * time.Second):
-			var jars int
-			_ = filepath.Walk(dir, func(_ string, info os.FileInfo, err error) error {
-				if err == nil && !info.IsDir() {
-					jars++
-				}
-				return nil
-			})
-			fmt.Fprintf(out, "  still resolving, %.0f s, %d files in place\n", time.Since(begin).Seconds(), jars)
+			fmt.Fprintf(out, "  still resolving, %.0f s, %d files fetched\n", time.Since(begin).Seconds(), strings.Count(l.String(), "Downloaded from"))
 		}
 	}
 }
@@ -149,7 +161,8 @@ func progress(dir string, out io.Writer, stop <-chan struct{}) {
 func mavenError(log string) string {
 	for line := range strings.Lines(log) {
 		if _, text, ok := strings.Cut(line, "[ERROR]"); ok && strings.TrimSpace(text) != "" {
-			if text = strings.TrimSpace(text); len(text) > 300 {
+			text, _, _ = strings.Cut(strings.TrimSpace(text), " -> [Help")
+			if len(text) > 300 {
 				text = text[:300] + "…"
 			}
 			return text
