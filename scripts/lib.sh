@@ -55,7 +55,9 @@ want_tools() {
   local tool missing=
   brew_java
   for tool in "$@"; do has "$tool" || missing="$missing $tool"; done
-  [ -n "$missing" ] || return 0
+  # Only once: what failed before fails again.
+  [ -n "$missing" ] && [ -z "${tools_tried:-}" ] || return 0
+  tools_tried=1
   local manager
   for manager in apt-get dnf apk brew none; do command -v $manager >/dev/null && break; done
   if [ "$manager" = none ]; then echo "missing:$missing" >&2; return 0; fi
@@ -83,7 +85,7 @@ want_tools() {
 
 install_words() {
   case $1 in
-    apt-get) echo "install -y --no-install-recommends" ;;
+    apt-get) echo "install -y --no-install-recommends -o DPkg::Lock::Timeout=120" ;;
     dnf) echo "install -y" ;;
     apk) echo add ;;
     *) echo install ;;
