@@ -1,0 +1,167 @@
+package main_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/stacktest"
+)
+
+var processes = []string{devstack.Postgres, devstack.Kafka, devstack.Connect, "order-service", "stock-service", "payment-service"}
+
+// checkout runs the scripts as a user does, on ports and in a folder of its own.
+type checkout struct {
+	*testing.T
+	env   []string
+	stack *devstack.Stack // ends all when this program ends, however it ends
+}
+
+func newCheckout(t *testing.T) *checkout {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "outboxsaga-scripts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c := &checkout{T: t, env: append(os.Environ(), "STACK_DIR="+dir)}
+	ports, err := devstack.FreePorts(7)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, name := range []string{"POSTGRES", "KAFKA", "KAFKA_CONTROLLER", "CONNECT", "ORDER", "STOCK", "PAYMENT"} {
+		c.env = append(c.env, fmt.Sprintf("%s_PORT=%d", name, ports[i]))
+	}
+	c.stack, err = devstack.Open(devstack.Config{Dir: dir, Root: stacktest.Root(), Ephemeral: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.stack.Close() })
+	return c
+}
+
+// run runs a script. It fails the test unless the script does what is expected of it.
+func (c *checkout) run(ok bool, script string, args ...string) string {
+	c.Helper()
+	cmd := exec.Command(filepath.Join(stacktest.Root(), "scripts", script), args...)
+	cmd.Env = c.env
+	out, err := cmd.CombinedOutput()
+	if (err == nil) != ok {
+		c.Fatalf("%s %v: %v\n%s", script, args, err, out)
+	}
+	return string(out)
+}
+
+func (c *checkout) pids() string {
+	var all []string
+	for _, name := range processes {
+		pid, running := c.stack.PID(name)
+		all = append(all, fmt.Sprintf("%s %d %t", name, pid, running))
+	}
+	return strings.Join(all, ", ")
+}
+
+func (c *checkout) contains(text string, parts ...string) {
+	c.Helper()
+	for _, p := range parts {
+		if !strings.Contains(text, p) {
+			c.Errorf("there is no %q in\n%s", p, text)
+		}
+	}
+}
+
+// What a user does with the scripts, in one go.
+func TestScripts(t *testing.T) {
+	c := newCheckout(t)
+
+	begin := time.Now()
+	out := c.run(true, "up.sh", "--no-demo")
+	t.Logf("up.sh --no-demo: %.1f s", time.Since(begin).Seconds())
+	c.contains(out, "connector orderdb streams", "connector stockdb streams", "connector paymentdb streams", "The system runs")
+	if strings.Contains(out, "alice") {
+		t.Errorf("the demo ran:\n%s", out)
+	}
+	first := c.pids()
+	if strings.Contains(first, "false") {
+		t.Fatal(first)
+	}
+
+	begin = time.Now()
+	c.contains(c.run(true, "up.sh"), "bob cannot pay: the books go back", "COMPENSATED")
+	t.Logf("up.sh with the demo, all runs already: %.1f s", time.Since(begin).Seconds())
+	if again := c.run(true, "up.sh"); strings.Contains(again, "alice") {
+		t.Errorf("the demo ran again:\n%s", again)
+	}
+	if now := c.pids(); now != first {
+		t.Errorf("processes changed: %s, then %s", first, now)
+	}
+
+	c.contains(c.run(true, "place-order.sh"), `"status": "SUCCESS"`, `"settled": true`)
+	c.contains(c.run(true, "place-order.sh", "bob", "book", "1", "5000"), `"status": "FAILED"`, `"COMPENSATED"`)
+	c.contains(c.run(false, "place-order.sh", "alice", "book", "two"), "usage")
+	c.contains(c.run(false, "place-order.sh", "alice", "book", "0"), "quantity")
+	c.env = append(c.env, "FROM=beginning")
+	c.contains(c.run(true, "tail-topics.sh", "--exit", "payment"), "payment  key=", "type=payment.requested", `"customer_id":"alice"`)
+	c.contains(c.run(false, "tail-topics.sh", "no-such-topic"), "there is no topic no-such-topic", "payment.success")
+	c.contains(c.run(false, "up.sh", "--fast"), "usage")
+	c.contains(c.run(false, "down.sh", "--all"), "usage")
+
+	for _, name := range processes {
+		if err := c.stack.Signal(name, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	begin = time.Now()
+	c.run(true, "up.sh")
+	t.Logf("up.sh after kill -9 of all: %.1f s", time.Since(begin).Seconds())
+	if strings.Contains(c.pids(), "false") {
+		t.Error(c.pids())
+	}
+	c.contains(c.run(true, "place-order.sh"), `"status": "SUCCESS"`, `"settled": true`)
+
+	begin = time.Now()
+	c.run(true, "down.sh")
+	t.Logf("down.sh: %.1f s", time.Since(begin).Seconds())
+	if strings.Contains(c.pids(), "true") {
+		t.Error(c.pids())
+	}
+	c.contains(c.run(false, "place-order.sh"), "start the system with scripts/up.sh")
+	c.run(true, "down.sh", "--wipe")
+	if _, err := os.Stat(c.stack.Dir()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the folder is still there: %v", err)
+	}
+	c.contains(c.run(true, "down.sh"), "nothing runs")
+}
+
+// A port that is taken is named by its variable, and nothing is left running.
+func TestUpWithTakenPort(t *testing.T) {
+	for _, variable := range []string{"CONNECT_PORT", "STOCK_PORT"} {
+		t.Run(variable, func(t *testing.T) {
+			c := newCheckout(t)
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			_, port, _ := net.SplitHostPort(l.Addr().String())
+			c.env = append(c.env, variable+"="+port)
+			c.contains(c.run(false, "up.sh"), "taken by another program", variable)
+			c.env = append(c.env, variable+"=eighty")
+			c.contains(c.run(false, "up.sh"), variable+`="eighty" is not a port`)
+			if strings.Contains(c.pids(), "true") {
+				t.Error(c.pids())
+			}
+		})
+	}
+}
