@@ -94,12 +94,12 @@ func (s *saga) print(out io.Writer) error {
 		if o.NeedsAttention {
 			state += ", needs attention"
 		}
-		fmt.Fprintf(w, "order\t%s\t%s\n", s.OrderID, state)
-		fmt.Fprintf(w, "\t\t%d for %s, placed %s\n", o.Amount, plain(o.CustomerID, 100), o.CreatedAt.Format("2006-01-02 15:04:05.000 UTC"))
+		fmt.Fprintf(out, "order %s: %s\n", s.OrderID, state)
+		fmt.Fprintf(out, "%d for %s, placed %s\n", o.Amount, plain(o.CustomerID, 100), o.CreatedAt.Format("2006-01-02 15:04:05.000 UTC"))
 		fmt.Fprintf(w, "payment\t%s\t%s\n", o.PaymentStatus, s.Payment)
 		fmt.Fprintf(w, "stock\t%s\t%s\n", o.StockStatus, s.Reservation)
 	} else {
-		fmt.Fprintf(w, "order\t%s\tis not known to order-service\n", s.OrderID)
+		fmt.Fprintf(out, "order %s is not known to order-service\n", s.OrderID)
 		fmt.Fprintf(w, "payment\t-\t%s\n", s.Payment)
 		fmt.Fprintf(w, "stock\t-\t%s\n", s.Reservation)
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"outboxsaga/events"
 	"outboxsaga/inbox"
 	"outboxsaga/internal/provision"
 	"outboxsaga/internal/system"
@@ -295,29 +296,45 @@ func consumerOf(topic string) string {
 	return "order"
 }
 
-// addTimeline adds what only order-service's timeline has: its decisions, and events whose outbox rows are gone.
+// timelineEntry is a line of an order's timeline.
+type timelineEntry struct {
+	At      time.Time `json:"at"`
+	Event   string    `json:"event"`
+	EventID string    `json:"event_id"`
+}
+
+// addTimeline adds what only order-service has: its decisions, and events whose outbox rows are gone. The placing
+// is in the order's columns, what came after it in the timeline.
 func (s *saga) addTimeline() {
 	known := map[string]bool{}
 	for _, e := range s.Events {
 		known[e.EventID.String()] = true
 	}
+	entries := []timelineEntry{
+		{s.Order.CreatedAt, "order.placed", ""},
+		{s.Order.CreatedAt, events.TypePaymentRequested, s.Order.PaymentCommand.String()},
+		{s.Order.CreatedAt, events.TypeStockRequested, s.Order.StockCommand.String()},
+	}
 	for line := range strings.Lines(s.Order.Timeline) {
-		var entry struct {
-			At      time.Time `json:"at"`
-			Event   string    `json:"event"`
-			EventID string    `json:"event_id"`
-			Reason  string    `json:"reason"`
+		var entry timelineEntry
+		if json.Unmarshal([]byte(line), &entry) == nil && entry.Event != "order.placed" {
+			entries = append(entries, entry)
 		}
-		if json.Unmarshal([]byte(line), &entry) != nil || known[entry.EventID] {
+	}
+	var added []sagaEvent
+	for _, entry := range entries {
+		if known[entry.EventID] {
 			continue
 		}
 		e := sagaEvent{At: entry.At, Event: entry.Event, From: "order"}
 		if id, err := uuid.Parse(entry.EventID); err == nil {
+			known[entry.EventID] = true
 			e.EventID, e.OutboxGone = &id, true
 			e.From, e.To = ends(entry.Event)
 		}
-		s.Events = append(s.Events, e)
+		added = append(added, e)
 	}
+	s.Events = append(added, s.Events...) // at the same time the decision comes first
 }
 
 // ends are the writer and the consumer of an event type.

@@ -179,7 +179,7 @@ func (r roads) troubles(from, to, topic string) []string {
 		}
 	}
 	if n := r.lag[to][topic]; n > 0 {
-		all = append(all, fmt.Sprintf("%d %s on topic %s wait for %s-service", n, plural(n, "record"), topic, to))
+		all = append(all, fmt.Sprintf("%s-service is %d %s behind on topic %s", to, n, plural(n, "record"), topic))
 	}
 	if text := r.connectors[from]; text != "" {
 		all = append(all, text)
