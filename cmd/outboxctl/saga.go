@@ -86,10 +86,7 @@ func readSaga(ctx context.Context, cmd *cobra.Command, id uuid.UUID) (*saga, err
 func (s *saga) print(out io.Writer) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	if o := s.Order; o != nil {
-		state := string(o.Status)
-		if o.FailureReason != "" {
-			state += " (" + plain(o.FailureReason, 200) + ")"
-		}
+		state := string(o.Status) + inBrackets(o.FailureReason)
 		state += map[bool]string{true: ", settled", false: ", not settled"}[o.Settled]
 		if o.NeedsAttention {
 			state += ", needs attention"
@@ -224,25 +221,33 @@ func itemsText(items []events.Item) string {
 }
 
 func (p *paymentRow) String() string {
-	switch {
-	case p == nil:
+	if p == nil {
 		return "payment-service has not acted"
-	case p.CustomerID == "":
-		return "payment-service: " + p.Status
 	}
-	return strings.TrimSpace(fmt.Sprintf("payment-service: %s, %d of %s %s", p.Status, p.Amount, plain(p.CustomerID, 100), p.Reason))
+	text := "payment-service: " + p.Status + inBrackets(p.Reason)
+	if p.CustomerID != "" {
+		text += fmt.Sprintf(", %d of %s", p.Amount, plain(p.CustomerID, 100))
+	}
+	return text
 }
 
 func (r *reservation) String() string {
 	if r == nil {
 		return "stock-service has not acted"
 	}
+	text := "stock-service: " + r.Status + inBrackets(r.Reason)
 	var items []events.Item
-	text := "stock-service: " + r.Status
 	if json.Unmarshal(r.Items, &items) == nil && len(items) > 0 {
 		text += ", " + itemsText(items)
 	}
-	return strings.TrimSpace(text + " " + r.Reason)
+	return text
+}
+
+func inBrackets(reason string) string {
+	if reason == "" {
+		return ""
+	}
+	return " (" + plain(reason, 200) + ")"
 }
 
 func printWaits(out io.Writer, waits []wait) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -216,7 +217,9 @@ func (d *databases) roads(ctx context.Context) roads {
 		}
 		if base, variable, err := serviceURL(s); err == nil && (d.local || os.Getenv(variable) != "" || os.Getenv(s.PortVariable) != "") {
 			ask, cancel := context.WithTimeout(ctx, 2*time.Second)
-			if err := system.Ask(ask, base+"/readyz"); err != nil {
+			if err := system.Ask(ask, base+"/readyz"); errors.Is(err, context.DeadlineExceeded) {
+				r.services[short] = fmt.Sprintf("%s is not ready: %s gives no answer within 2 s", s.Name, base)
+			} else if err != nil {
 				r.services[short] = fmt.Sprintf("%s is not ready: %s", s.Name, plain(err.Error(), 300))
 			}
 			cancel()

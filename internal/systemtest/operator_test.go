@@ -258,7 +258,7 @@ func (w *world) await(what string, ok func() bool) {
 func showCompensated(o *operator) {
 	placed := o.settled(o.place(o.customer(1), o.item(10), 2, 50).ID, 10*time.Second)
 	o.drained(10 * time.Second)
-	o.ok([]string{"saga", "show", placed.ID}, placed.ID, "FAILED (insufficient_funds), settled", "payment-service: REFUSED, 100 of ",
+	o.ok([]string{"saga", "show", placed.ID}, placed.ID, "FAILED (insufficient_funds), settled", "payment-service: REFUSED (insufficient_funds), 100 of ",
 		"stock-service: RELEASED, 2 ", "order > stock", "stock > order", "released", "order.placed")
 	s := decoded[sagaPrinted](o, "saga", "show", placed.ID)
 	if s.OrderID != placed.ID || s.Order.Status != "FAILED" || !s.Order.Settled || s.Payment.Status != "REFUSED" || s.Reservation.Status != "RELEASED" ||
