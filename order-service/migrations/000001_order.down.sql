@@ -1,2 +1,3 @@
 ALTER TABLE outbox DROP CONSTRAINT outbox_topic;
+DROP TABLE orders_swept;
 DROP TABLE orders;

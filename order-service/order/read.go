@@ -42,17 +42,9 @@ func viewOf(p Placement, placed Placed) (View, error) {
 	step := stepView{StepInProgress}
 	return View{
 		ID: placed.ID, CustomerID: p.CustomerID, Status: InProgress, Amount: p.Amount, Items: items,
-		Payment: step, Stock: step, CreatedAt: placed.At, UpdatedAt: placed.At, Timeline: timeline(placed.Timeline),
+		Payment: step, Stock: step, CreatedAt: placed.At, UpdatedAt: placed.At,
+		Timeline: split(Timeline(placed.At, placed.Commands[0], placed.Commands[1], "")),
 	}, nil
-}
-
-// timeline splits the lines that the database keeps.
-func timeline(text string) []json.RawMessage {
-	var entries []json.RawMessage
-	for line := range strings.Lines(text) {
-		entries = append(entries, json.RawMessage(strings.TrimSuffix(line, "\n")))
-	}
-	return entries
 }
 
 const viewColumns = `id, customer_id, status, failure_reason, needs_attention, amount, items, payment_status, stock_status, created_at, updated_at`
@@ -73,14 +65,15 @@ func scanView(row pgx.CollectableRow, more ...any) (View, error) {
 
 // Get reads an order with its timeline; nil if there is none.
 func (s *Saga) Get(ctx context.Context, id uuid.UUID) (*View, error) {
-	rows, err := s.pool.Query(ctx, `SELECT `+viewColumns+`, timeline FROM orders WHERE id = $1`, id)
+	rows, err := s.pool.Query(ctx, `SELECT `+viewColumns+`, payment_command, stock_command, timeline FROM orders WHERE id = $1`, id)
 	if err != nil {
 		return nil, err
 	}
 	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (View, error) {
+		var payment, stock uuid.UUID
 		var lines string
-		v, err := scanView(row, &lines)
-		v.Timeline = timeline(lines)
+		v, err := scanView(row, &payment, &stock, &lines)
+		v.Timeline = split(Timeline(v.CreatedAt, payment, stock, lines))
 		return v, err
 	})
 	if err != nil || len(found) == 0 {

@@ -2,7 +2,7 @@ package order
 
 import (
 	"fmt"
-	"time"
+	"strings"
 
 	"outboxsaga/events"
 	"outboxsaga/inbox"
@@ -27,9 +27,31 @@ func Decode(ev inbox.Event) (any, error) {
 		// Its key is that of the record put aside, which may be anything.
 		return events.Decode(ev.Type, ev.Key, ev.Payload)
 	}
-	return service.Decode(ev,
+	body, err := service.Decode(ev,
 		events.TypePaymentSucceeded, events.TypePaymentRefused, events.TypePaymentCompensated,
 		events.TypeStockSucceeded, events.TypeStockRefused, events.TypeStockCompensated)
+	if err != nil {
+		return nil, err
+	}
+	switch body := body.(type) {
+	case events.PaymentSucceeded:
+		if body.Amount < 1 {
+			return nil, fmt.Errorf("the amount %d is not positive", body.Amount)
+		}
+	case events.Refused:
+		return body, word("reason", body.Reason)
+	case events.Compensated:
+		return body, word("outcome", body.Outcome)
+	}
+	return body, nil
+}
+
+// word accepts reasons and outcomes, also those that a newer participant may have.
+func word(field, value string) error {
+	if len(value) < 1 || len(value) > 100 || strings.Trim(value, "abcdefghijklmnopqrstuvwxyz0123456789_") != "" {
+		return fmt.Errorf("the %s %.100q is not a word of a-z 0-9 _ with 1 to 100 characters", field, value)
+	}
+	return nil
 }
 
 // batch is the work on some events in one transaction.
@@ -46,13 +68,13 @@ func (s *Saga) NewBatch(evs []inbox.Event) inbox.Batch {
 
 // Load reads and locks the orders.
 func (b *batch) Load(sql *pgx.Batch) {
-	var ids []uuid.UUID
+	ids := make([][16]byte, 0, len(b.events))
 	for _, ev := range b.events {
 		if id, concerned := orderOf(ev); concerned {
 			ids = append(ids, id)
 		}
 	}
-	b.book.queueOrders(sql, ids)
+	b.book.queue(sql, lockOrders, ids)
 }
 
 // orderOf is the order that an event is about. A dead letter may be about none: about a
@@ -117,11 +139,3 @@ func decide(o Order, ev inbox.Event) (d Decision, reason string, err error) {
 
 // Save writes what has changed.
 func (b *batch) Save(sql *pgx.Batch) { b.book.queueSave(sql) }
-
-// entry is a line of an order's timeline.
-type entry struct {
-	At      time.Time `json:"at"`
-	Event   string    `json:"event"`
-	EventID string    `json:"event_id,omitempty"`
-	Reason  string    `json:"reason,omitempty"`
-}

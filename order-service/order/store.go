@@ -22,12 +22,6 @@ const (
 SELECT id::text, status, payment_status, payment_command, stock_status, stock_command, failure_reason, needs_attention
 FROM orders WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE`
 
-	// Several instances sweep at once: each takes what no other has locked.
-	lockExpired = `
-SELECT id::text, status, payment_status, payment_command, stock_status, stock_command, failure_reason, needs_attention
-FROM orders WHERE status = 'IN_PROGRESS' AND id < uuidv7_floor($1)
-ORDER BY id LIMIT $2 FOR UPDATE SKIP LOCKED`
-
 	updateOrders = `
 UPDATE orders o SET status = u.status, payment_status = u.payment, stock_status = u.stock, failure_reason = u.reason,
        needs_attention = u.attention, timeline = o.timeline || u.timeline, updated_at = clock_timestamp()
@@ -36,17 +30,10 @@ FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::bool
 WHERE o.id = u.id`
 
 	insertOrders = `
-INSERT INTO orders (id, customer_id, payment_command, stock_command, amount, items, timeline, created_at, updated_at)
-SELECT id, customer_id, payment_command, stock_command, amount, items, timeline, created_at, created_at
-FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::bigint[], $6::text[], $7::text[], $8::timestamptz[])
-     AS u (id, customer_id, payment_command, stock_command, amount, items, timeline, created_at)`
-)
-
-// sweepEvery is how often orders are looked for whose time is over; sweepLimit how many
-// one transaction takes.
-const (
-	sweepEvery = 500 * time.Millisecond
-	sweepLimit = 500
+INSERT INTO orders (id, customer_id, payment_command, stock_command, amount, items, created_at, updated_at)
+SELECT id, customer_id, payment_command, stock_command, amount, items, created_at, created_at
+FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::bigint[], $6::text[], $7::timestamptz[])
+     AS u (id, customer_id, payment_command, stock_command, amount, items, created_at)`
 )
 
 // book is what a transaction has loaded, and changes.
@@ -59,12 +46,9 @@ func newBook() book {
 	return book{service.NewRows[Order](), map[string]*strings.Builder{}}
 }
 
-func (k book) queueOrders(b *pgx.Batch, ids []uuid.UUID) {
-	k.queue(b, lockOrders, ids)
-}
-
-func (k book) queue(b *pgx.Batch, sql string, args ...any) {
-	b.Queue(sql, args...).Query(func(rows pgx.Rows) error {
+// queue reads and locks orders. Ids are [16]byte for pgx: an uuid.UUID would be sent as text.
+func (k book) queue(b *pgx.Batch, sql string, ids [][16]byte) {
+	b.Queue(sql, ids).Query(func(rows pgx.Rows) error {
 		var o Order
 		_, err := pgx.ForEachRow(rows, []any{&o.ID, &o.Status, &o.Payment.Status, &o.Payment.Command, &o.Stock.Status, &o.Stock.Command, &o.FailureReason, &o.NeedsAttention}, func() error {
 			k.orders.Loaded(o.ID, o)
@@ -98,23 +82,13 @@ func (k book) note(id string, e entry) {
 	e.write(lines)
 }
 
-// write appends the entry as a line.
-func (e entry) write(to *strings.Builder) {
-	text, err := json.Marshal(e)
-	if err != nil {
-		panic(err) // times and strings
-	}
-	to.Write(text)
-	to.WriteByte('\n')
-}
-
 func (k book) queueSave(b *pgx.Batch) {
 	changed := k.orders.Changed()
 	if len(changed) == 0 {
 		return
 	}
 	n := len(changed)
-	ids, attention := make([]uuid.UUID, n), make([]bool, n)
+	ids, attention := make([][16]byte, n), make([]bool, n)
 	status, payment, stock, reasons, lines := make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 	for i, o := range changed {
 		ids[i], attention[i] = uuid.MustParse(o.ID), o.NeedsAttention
@@ -138,12 +112,15 @@ type Saga struct {
 // NewSaga makes a saga on the database of order-service. timeout is how long after its
 // placing an order fails that has not succeeded.
 func NewSaga(rt service.Runtime, timeout time.Duration) *Saga {
-	s := &Saga{pool: rt.Pool, timeout: timeout, log: rt.Log, now: func() time.Time { return time.Now().UTC() }}
+	s := &Saga{pool: rt.Pool, timeout: timeout, log: rt.Log, now: now}
 	s.waiters = newWaiters(rt)
 	// Two writers: one gathers while the other waits for its commit.
 	s.placing = service.NewGather(2, 200, s.place)
 	return s
 }
+
+// now is the time as PostgreSQL keeps it.
+func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
 
 // Background are the functions that must run for the saga to work.
 func (s *Saga) Background() []func(context.Context) error {
@@ -170,7 +147,7 @@ type Placement struct {
 type Placed struct {
 	ID       uuid.UUID
 	At       time.Time
-	Timeline string
+	Commands [2]uuid.UUID // the event ids of the commands for payment and stock
 	// Again: the Idempotency-Key was used before, for this order; only its ID is set.
 	Again bool
 }
@@ -216,17 +193,17 @@ func (s *Saga) place(ctx context.Context, placements []Placement) ([]service.Res
 
 // placing gathers the columns of new orders and their outbox rows.
 type placing struct {
-	ids, payments, stocks          []uuid.UUID
-	customers, itemsText, timeline []string
-	amounts                        []int64
-	created                        []time.Time
-	events                         []outbox.Event
+	ids, payments, stocks [][16]byte
+	customers, items      []string
+	amounts               []int64
+	created               []time.Time
+	events                []outbox.Event
 }
 
 func newPlacing(n int) *placing { return &placing{events: make([]outbox.Event, 0, 2*n)} }
 
 func (p *placing) add(placed *Placed, now time.Time, order Placement) error {
-	id := placed.ID
+	id := placed.ID.String()
 	items := make([]events.Item, len(order.Lines))
 	for i, l := range order.Lines {
 		items[i] = events.Item{SKU: l.SKU, Quantity: l.Quantity}
@@ -235,25 +212,18 @@ func (p *placing) add(placed *Placed, now time.Time, order Placement) error {
 	if err != nil {
 		return err
 	}
-	var lines strings.Builder
-	entry{At: now, Event: "order.placed"}.write(&lines)
-	for _, m := range []events.Message{
-		events.RequestPayment(id.String(), order.CustomerID, order.Amount),
-		events.RequestStock(id.String(), items),
-	} {
+	for i, m := range []events.Message{events.RequestPayment(id, order.CustomerID, order.Amount), events.RequestStock(id, items)} {
 		ev, err := service.Outbox(uuid.Nil, m, order.Traceparent)
 		if err != nil {
 			return err
 		}
 		p.events = append(p.events, ev)
-		entry{At: now, Event: m.Type, EventID: ev.ID.String()}.write(&lines)
+		placed.Commands[i] = ev.ID
 	}
-	sent := p.events[len(p.events)-2:]
-	p.ids, p.payments, p.stocks = append(p.ids, id), append(p.payments, sent[0].ID), append(p.stocks, sent[1].ID)
-	p.customers, p.amounts = append(p.customers, order.CustomerID), append(p.amounts, order.Amount)
-	p.itemsText, p.timeline = append(p.itemsText, string(text)), append(p.timeline, lines.String())
+	p.ids, p.payments, p.stocks = append(p.ids, placed.ID), append(p.payments, placed.Commands[0]), append(p.stocks, placed.Commands[1])
+	p.customers, p.amounts, p.items = append(p.customers, order.CustomerID), append(p.amounts, order.Amount), append(p.items, string(text))
 	p.created = append(p.created, now)
-	placed.At, placed.Timeline = now, lines.String()
+	placed.At = now
 	return nil
 }
 
@@ -261,7 +231,7 @@ func (p *placing) queue(b *pgx.Batch) error {
 	if len(p.ids) == 0 {
 		return nil
 	}
-	b.Queue(insertOrders, p.ids, p.customers, p.payments, p.stocks, p.amounts, p.itemsText, p.timeline, p.created)
+	b.Queue(insertOrders, p.ids, p.customers, p.payments, p.stocks, p.amounts, p.items, p.created)
 	return outbox.Queue(b, p.events...)
 }
 
@@ -269,7 +239,7 @@ func (p *placing) queue(b *pgx.Batch) error {
 // none. A FAILED order stays as it is, a SUCCESS order too.
 func (s *Saga) Cancel(ctx context.Context, id uuid.UUID, traceparent string) (Order, error) {
 	k := newBook()
-	err := service.Transact(ctx, s.pool, func(b *pgx.Batch) { k.queueOrders(b, []uuid.UUID{id}) },
+	err := service.Transact(ctx, s.pool, func(b *pgx.Batch) { k.queue(b, lockOrders, [][16]byte{id}) },
 		func(b *pgx.Batch) error { return s.end(b, k, Cancel, "order.cancelled", traceparent) })
 	if err != nil {
 		return Order{}, fmt.Errorf("cancel order %s: %w", id, err)
@@ -293,35 +263,4 @@ func (s *Saga) end(b *pgx.Batch, k book, decide func(Order) Decision, event, tra
 	}
 	k.queueSave(b)
 	return outbox.Queue(b, send...)
-}
-
-// sweep fails orders whose time is over, until ctx is done. It may run in several
-// instances at once.
-func (s *Saga) sweep(ctx context.Context) error {
-	for {
-		n, err := s.Expire(ctx)
-		if err != nil && ctx.Err() == nil {
-			s.log.Warn("looking for orders whose time is over failed; trying again", "error", err)
-		}
-		wait := sweepEvery
-		if n == sweepLimit {
-			wait = 0
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(wait):
-		}
-	}
-}
-
-// Expire fails up to 500 orders whose time is over and returns how many.
-func (s *Saga) Expire(ctx context.Context) (int, error) {
-	k := newBook()
-	err := service.Transact(ctx, s.pool, func(b *pgx.Batch) { k.queue(b, lockExpired, s.now().Add(-s.timeout), sweepLimit) },
-		func(b *pgx.Batch) error { return s.end(b, k, Expire, "order.timed_out", "") })
-	if err != nil {
-		return 0, fmt.Errorf("time out orders: %w", err)
-	}
-	return len(k.orders.All()), nil
 }

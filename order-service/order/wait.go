@@ -102,7 +102,7 @@ func (w *waiters) run(ctx context.Context) error {
 
 func (w *waiters) ask(ctx context.Context) {
 	w.mu.Lock()
-	ids := make([]uuid.UUID, 0, len(w.waiting))
+	ids := make([][16]byte, 0, len(w.waiting))
 	for id := range w.waiting {
 		ids = append(ids, id)
 	}

@@ -1,0 +1,166 @@
+package order
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"outboxsaga/internal/service"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+)
+
+// An order that is in progress for too long fails. An index of the orders in progress would be the
+// plain way to find them, and would cost every order that never times out: an entry to make,
+// to kill and to vacuum, and an update that is not HOT. But ids are UUIDv7, so the orders
+// whose time has just come are a range of the primary key, and each has to be looked at
+// once, when its time has come.
+//
+// What one look can miss is looked at again: an order that another transaction had locked,
+// by its id; and an order that was not visible yet, because its transaction
+// committed late, by a second look some time later. Where the second look has come to is
+// kept in orders_swept, so that a start begins there and not at the first order.
+
+const (
+	// sweepEvery is how often orders are looked for whose time is over.
+	sweepEvery = 500 * time.Millisecond
+	// sweepRange is how many orders one statement looks at; sweepLimit how many
+	// one transaction fails.
+	sweepRange, sweepLimit = 5000, 500
+	// secondLook is how much later an order is looked at again. It must exceed the time from the
+	// making of an order's id to its commit (10 s, see service.Gather) and how far clocks may differ.
+	secondLook = 2 * time.Minute
+	// keepSwept is how often the second look's position is kept.
+	keepSwept = 10 * time.Second
+)
+
+const (
+	lookAtOrders = `
+SELECT count(*), (array_agg(id))[count(*)], coalesce(array_agg(id) FILTER (WHERE status = 'IN_PROGRESS'), '{}')
+FROM (SELECT id, status FROM orders WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) range`
+
+	// Several instances sweep at once: each takes what no other has locked.
+	lockExpired = `
+SELECT id::text, status, payment_status, payment_command, stock_status, stock_command, failure_reason, needs_attention
+FROM orders WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED`
+
+	selectSwept = `SELECT upto FROM orders_swept`
+	updateSwept = `UPDATE orders_swept SET upto = $1 WHERE upto < $1`
+)
+
+// sweep fails orders whose time is over, until ctx is done. It may run in several
+// instances at once.
+func (s *Saga) sweep(ctx context.Context) error {
+	var first, second *sweeper
+	var kept time.Time
+	for {
+		more, err := func() (bool, error) {
+			if first == nil {
+				from, err := service.SelectOne[uuid.UUID](ctx, s.pool, "orders_swept", selectSwept)
+				if err != nil || from == nil {
+					return false, err
+				}
+				first, second = &sweeper{s, 0, *from, nil}, &sweeper{s, secondLook, *from, nil}
+			}
+			more, err := first.step(ctx)
+			if err != nil {
+				return false, err
+			}
+			moreLater, err := second.step(ctx)
+			if more = more || moreLater; err != nil || more || time.Since(kept) < keepSwept {
+				return more, err
+			}
+			kept = time.Now()
+			_, err = s.pool.Exec(ctx, updateSwept, second.done())
+			return false, err
+		}()
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("looking for orders whose time is over failed; trying again", "error", err)
+		}
+		wait := sweepEvery
+		if more {
+			wait = 0
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// sweeper looks at each order once, when timeout and delay have passed since its placing.
+type sweeper struct {
+	saga  *Saga
+	delay time.Duration
+	at    uuid.UUID  // orders up to here were looked at
+	again [][16]byte // but these were locked: in progress as far as is known
+}
+
+// step looks at the next orders and fails those in progress. more says that there are
+// further ones whose time is over.
+func (w *sweeper) step(ctx context.Context) (more bool, err error) {
+	until := floor(w.saga.now().Add(-w.saga.timeout - w.delay))
+	var looked int
+	var last *uuid.UUID
+	var open [][16]byte
+	if err := w.saga.pool.QueryRow(ctx, lookAtOrders, [16]byte(w.at), [16]byte(until), sweepRange).Scan(&looked, &last, &open); err != nil {
+		return false, fmt.Errorf("look for orders whose time is over: %w", err)
+	}
+	var locked [][16]byte
+	for rest := append(w.again, open...); len(rest) > 0; {
+		some := rest[:min(len(rest), sweepLimit)]
+		rest = rest[len(some):]
+		left, err := w.saga.expire(ctx, some)
+		if err != nil {
+			return false, err
+		}
+		locked = append(locked, left...)
+	}
+	w.again = locked
+	switch {
+	case looked == sweepRange:
+		w.at = *last
+		return true, nil
+	case string(w.at[:]) < string(until[:]):
+		w.at = until
+	}
+	return false, nil
+}
+
+// done is the id below which no order is in progress.
+func (w *sweeper) done() [16]byte {
+	low := [16]byte(w.at)
+	for _, id := range w.again {
+		if string(id[:]) < string(low[:]) {
+			low = id
+		}
+	}
+	return low
+}
+
+// expire fails orders that are still in progress, in one transaction, and returns those that were locked.
+func (s *Saga) expire(ctx context.Context, ids [][16]byte) (locked [][16]byte, err error) {
+	k := newBook()
+	err = service.Transact(ctx, s.pool, func(b *pgx.Batch) { k.queue(b, lockExpired, ids) },
+		func(b *pgx.Batch) error { return s.end(b, k, Expire, "order.timed_out", "") })
+	if err != nil {
+		return nil, fmt.Errorf("time out %d orders: %w", len(ids), err)
+	}
+	for _, id := range ids {
+		if k.orders.Get(uuid.UUID(id).String()).ID == "" {
+			locked = append(locked, id)
+		}
+	}
+	return locked, nil
+}
+
+// floor is the lowest UUIDv7 of a time: a bound on the ids of orders placed before.
+func floor(t time.Time) (id uuid.UUID) {
+	var ms [8]byte
+	binary.BigEndian.PutUint64(ms[:], uint64(max(0, t.UnixMilli())))
+	copy(id[:6], ms[2:])
+	return id
+}
