@@ -210,10 +210,10 @@ func operateDeadLetters(o *operator) {
 	o.fails([]string{"dead-letters", "redrive", "--all", "--rate=0"}, "--rate")
 	o.fails([]string{"dead-letters", "redrive", paid[0].ID}, "broken", "0 of 1 dead letters redriven, 1 failed")
 	o.exec("paymentdb", `ALTER TABLE payments DROP CONSTRAINT broken`)
-	o.ok([]string{"dead-letters", "redrive", paid[0].ID}, "1 of 1 dead letters redriven, 0 failed")
+	o.fails([]string{"dead-letters", "redrive", paid[0].ID, bad[0].ID}, "1 of 2 dead letters redriven, 1 failed")
 	o.fails([]string{"dead-letters", "redrive", paid[0].ID}, "redriven by anna", "1 failed")
-	o.fails([]string{"dead-letters", "redrive", "--all", "--rate=1000"}, "2 of 7 dead letters redriven, 5 failed")
-	o.ok([]string{"dead-letters", "redrive", "--all", "--type=payment.requested"}, "0 of 0")
+	o.ok([]string{"dead-letters", "redrive", "--all", "--type=payment.requested", "--rate=10"}, "2 of 2 dead letters redriven, 0 failed")
+	o.fails([]string{"dead-letters", "redrive", "--all", "--rate=1000"}, "0 of 5 dead letters redriven, 5 failed", "discard it")
 	for _, placed := range orders {
 		got := o.until(placed.ID, "refunded", 10*time.Second, func(o order) bool { return o.Payment.Status == "COMPENSATED" })
 		if got.Status != "FAILED" || !got.Settled {
