@@ -3,7 +3,6 @@ package order
 import (
 	"context"
 	"encoding/json"
-	"strings"
 	"time"
 
 	"outboxsaga/internal/service"
@@ -97,35 +96,35 @@ const scanLimit = 10_000
 // List reads a page of orders and the cursor for the next one; nil at the end. With a status a
 // page may hold fewer than Limit orders, even none, and still have a next one.
 func (s *Saga) List(ctx context.Context, f Filter) (page []View, next *string, err error) {
-	window := f.Limit + 1
+	where := `id < $1 AND $2 = ''`
+	if f.CustomerID != "" { // a text of its own, so that it has the plan of its index
+		where = `id < $1 AND customer_id = $2`
+	}
+	from := uuid.Nil // the oldest that is looked at
 	if f.Status != "" {
-		window = scanLimit
+		oldest, err := service.SelectOne[uuid.UUID](ctx, s.pool, "orders",
+			`SELECT id FROM orders WHERE `+where+` ORDER BY id DESC OFFSET $3 LIMIT 1`, f.Before, f.CustomerID, scanLimit-1)
+		if err != nil {
+			return nil, nil, err
+		}
+		if oldest != nil {
+			from = *oldest
+		}
 	}
-	// Two texts, so that each has the plan of its index.
-	inner := `SELECT * FROM orders WHERE id < $1 AND $2 = $2 ORDER BY id DESC LIMIT $3`
-	if f.CustomerID != "" {
-		inner = `SELECT * FROM orders WHERE id < $1 AND customer_id = $2 ORDER BY id DESC LIMIT $3`
-	}
-	rows, err := s.pool.Query(ctx, `SELECT `+viewColumns+` FROM (`+inner+`) window WHERE $4 = '' OR status = $4 ORDER BY id DESC LIMIT $5`,
-		f.Before, f.CustomerID, window, string(f.Status), f.Limit+1)
+	rows, err := s.pool.Query(ctx, `SELECT `+viewColumns+` FROM orders WHERE `+where+` AND id >= $3 AND ($4 = '' OR status = $4) ORDER BY id DESC LIMIT $5`,
+		f.Before, f.CustomerID, from, string(f.Status), f.Limit+1)
 	if err != nil {
 		return nil, nil, err
 	}
 	page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (View, error) { return scanView(row) })
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, nil, err
-	}
-	if len(page) > f.Limit {
+	case len(page) > f.Limit:
 		page = page[:f.Limit]
 		return page, service.Cursor(page[f.Limit-1].ID.String()), nil
+	case from != uuid.Nil:
+		return page, service.Cursor(from.String()), nil
 	}
-	if f.Status == "" {
-		return page, nil, nil
-	}
-	last, err := service.SelectOne[string](ctx, s.pool, "orders",
-		`SELECT id::text FROM (`+strings.Replace(inner, "LIMIT $3", "OFFSET $3 - 1 LIMIT 1", 1)+`) last`, f.Before, f.CustomerID, window)
-	if err != nil || last == nil {
-		return page, nil, err
-	}
-	return page, service.Cursor(*last), nil
+	return page, nil, nil
 }
