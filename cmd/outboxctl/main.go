@@ -28,6 +28,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newStackCommand(),
 		newProvisionCommand(),
+		newConnectorsCommand(),
 		newSlotsCommand(),
 		newDemoCommand(),
 		newBenchCommand(),

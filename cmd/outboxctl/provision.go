@@ -20,7 +20,8 @@ func newProvisionCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "provision", Short: "Make roles, databases, migrations, slots and topics", Args: cobra.NoArgs,
 		Long: `Make what the services and connectors need, where it is missing. It reads ADMIN_DATABASE_URL (a superuser),
-KAFKA_BROKERS (host:port, with commas between) and CDC_PASSWORD (may be empty).`,
+KAFKA_BROKERS (host:port, with commas between), and the logins' passwords: CDC_PASSWORD, ORDER_SERVICE_PASSWORD,
+STOCK_SERVICE_PASSWORD, PAYMENT_SERVICE_PASSWORD (without one, none is set).`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			url, brokers := os.Getenv("ADMIN_DATABASE_URL"), os.Getenv("KAFKA_BROKERS")
 			if url == "" || brokers == "" {
@@ -28,12 +29,15 @@ KAFKA_BROKERS (host:port, with commas between) and CDC_PASSWORD (may be empty).`
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
 			defer cancel()
-			return system.Provision(ctx, url, os.Getenv("CDC_PASSWORD"), strings.Split(brokers, ","), replicas)
+			return system.Provision(ctx, url, rolePassword, strings.Split(brokers, ","), replicas)
 		},
 	}
 	c.Flags().Int16Var(&replicas, "replicas", 1, "replication factor of new topics")
 	return c
 }
+
+// rolePassword reads a login's password from the environment.
+func rolePassword(role string) string { return os.Getenv(strings.ToUpper(role) + "_PASSWORD") }
 
 // slot is what PostgreSQL knows of a connector's slot.
 type slot struct {

@@ -36,7 +36,7 @@ func TestWorker(t *testing.T) {
 	if err := s.Up(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := system.Provision(ctx, s.PostgresURL("postgres"), "", []string{s.Broker()}, 1); err != nil {
+	if err := system.Provision(ctx, s.PostgresURL("postgres"), nil, []string{s.Broker()}, 1); err != nil {
 		t.Fatal(err)
 	}
 	client := connect.Client{URL: s.ConnectURL()}

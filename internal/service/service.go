@@ -13,6 +13,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -95,6 +96,9 @@ const (
 func Main(name, addr string, open func(Runtime) (Service, error)) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	context.AfterFunc(ctx, stop)
+	if len(os.Args) > 1 {
+		os.Exit(command(ctx, os.Args[1:], name, addr))
+	}
 	err := Run(ctx, os.Getenv, os.Stderr, name, addr, open)
 	if err == nil {
 		return
@@ -104,6 +108,47 @@ func Main(name, addr string, open func(Runtime) (Service, error)) {
 		os.Exit(2)
 	}
 	os.Exit(1)
+}
+
+// command runs what was asked for instead of the service: "healthcheck" asks the instance
+// that runs in the same container whether it is ready. There is no other.
+func command(ctx context.Context, args []string, name, addr string) (exit int) {
+	if len(args) != 1 || args[0] != "healthcheck" {
+		fmt.Fprintf(os.Stderr, "%s: usage: %s [healthcheck]; it is configured by its environment\n", name, name)
+		return 2
+	}
+	if err := healthcheck(ctx, cmp.Or(os.Getenv("HTTP_ADDR"), addr)); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: not ready: %s\n", name, oneLine(err))
+		return 1
+	}
+	return 0
+}
+
+// healthcheck is nil when the service at addr answers /readyz with 200.
+func healthcheck(ctx context.Context, addr string) error {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return err
+	}
+	if ip := net.ParseIP(host); host == "" || ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	ctx, cancel := context.WithTimeout(ctx, 4*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/readyz", nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(res.Body, 1000))
+		return fmt.Errorf("%s: %s", res.Status, text)
+	}
+	return nil
 }
 
 // Run is [Main] without the process: it returns when ctx is done and all work is

@@ -83,9 +83,17 @@ func Topics() []provision.Topic {
 }
 
 // Provision brings databases and topics to the state the services and connectors need.
-func Provision(ctx context.Context, superuser, cdcPassword string, brokers []string, replicas int16) error {
+// password gives that of each login; nil: none is set (the local stack trusts loopback).
+func Provision(ctx context.Context, superuser string, password func(role string) string, brokers []string, replicas int16) error {
+	if password == nil {
+		password = func(string) string { return "" }
+	}
+	databases := Databases()
+	for i, d := range databases {
+		databases[i].Password = password(d.Role)
+	}
 	var both errgroup.Group
-	both.Go(func() error { return provision.Postgres(ctx, superuser, cdcPassword, Databases()) })
+	both.Go(func() error { return provision.Postgres(ctx, superuser, password(provision.CDC), databases) })
 	both.Go(func() error { return provision.Topics(ctx, brokers, replicas, Topics()...) })
 	return both.Wait()
 }
@@ -141,7 +149,7 @@ func Run(ctx context.Context, stack *devstack.Stack, bin string, ports map[strin
 			return err
 		}
 		begin := time.Now()
-		if err := Provision(group, stack.PostgresURL("postgres"), "", []string{stack.Broker()}, 1); err != nil {
+		if err := Provision(group, stack.PostgresURL("postgres"), nil, []string{stack.Broker()}, 1); err != nil {
 			return err
 		}
 		stack.Say("  %-16s ready after %.1f s", "schema, topics", time.Since(begin).Seconds())

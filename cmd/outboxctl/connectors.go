@@ -1,0 +1,94 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"outboxsaga/internal/connect"
+	"outboxsaga/internal/provision"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+)
+
+// connectorOptions say which connectors, and where.
+type connectorOptions struct {
+	dir, connect, database string
+	timeout                time.Duration
+}
+
+// newConnectorsCommand is for containers, which have no shell; people use
+// scripts/register-connectors.sh.
+func newConnectorsCommand() *cobra.Command {
+	var o connectorOptions
+	c := &cobra.Command{Use: "connectors", Short: "Register connectors, and check that they stream"}
+	c.PersistentFlags().StringVar(&o.dir, "dir", "connectors", "folder of the connectors' files")
+	c.PersistentFlags().StringVar(&o.connect, "connect", os.Getenv("CONNECT_URL"), "address of Kafka Connect (CONNECT_URL)")
+	c.PersistentFlags().StringVar(&o.database, "database", os.Getenv("CONNECTOR_DATABASE_URL"), "URL of PostgreSQL for a role that may log in to the connectors' databases (CONNECTOR_DATABASE_URL)")
+	c.PersistentFlags().DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait")
+	c.AddCommand(
+		&cobra.Command{Use: "register", Short: "Register the connectors and wait until each streams", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return connectors(cmd, o, true) }},
+		&cobra.Command{Use: "check", Short: "Succeed if every connector streams", Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return connectors(cmd, o, false) }},
+	)
+	return c
+}
+
+func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
+	if o.connect == "" || o.database == "" {
+		return errors.New("set CONNECT_URL (http://host:8083) and CONNECTOR_DATABASE_URL (postgres://user:password@host:5432/)")
+	}
+	files, err := connect.Files(o.dir)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
+	defer cancel()
+	client := connect.Client{URL: strings.TrimSuffix(o.connect, "/")}
+	var all errgroup.Group
+	for _, f := range files {
+		all.Go(func() error {
+			database, err := url.Parse(o.database)
+			if err != nil {
+				return errors.New("CONNECTOR_DATABASE_URL is not a URL: want postgres://user:password@host:5432/")
+			}
+			database.Path = "/" + f.Name
+			if register {
+				if err := put(ctx, client, f); err != nil {
+					return err
+				}
+			}
+			if err := client.WaitStreaming(ctx, f.Name, database.String(), provision.Database{Name: f.Name}.Slot()); err != nil {
+				return err
+			}
+			if register {
+				fmt.Fprintf(cmd.OutOrStdout(), "connector %s streams\n", f.Name)
+			}
+			return nil
+		})
+	}
+	return all.Wait()
+}
+
+// put registers a connector with a worker that may still be starting.
+func put(ctx context.Context, client connect.Client, f connect.File) error {
+	for {
+		err := client.Put(ctx, f)
+		var down *url.Error
+		// A worker that is starting refuses the connection, and then for a moment knows no path.
+		if err == nil || !errors.As(err, &down) && !errors.Is(err, connect.ErrNotFound) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connector %s: %w", f.Name, err)
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}
