@@ -25,7 +25,8 @@ import (
 // row an event. What an event does is said by its payload.
 type rig struct {
 	t     *testing.T
-	pool  *pgxpool.Pool
+	pool  *pgxpool.Pool // the consumer's
+	look  *pgxpool.Pool // the test's own
 	topic string
 	kafka *kgo.Client
 
@@ -36,12 +37,19 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	url, brokers := database(t), brokers(t)
-	pool, err := pgxpool.New(t.Context(), url)
-	if err != nil {
-		t.Fatal(err)
+	var pools [2]*pgxpool.Pool
+	for i, name := range []string{"consumer", "test"} {
+		cfg, err := pgxpool.ParseConfig(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.ConnConfig.RuntimeParams["application_name"] = name
+		if pools[i], err = pgxpool.NewWithConfig(t.Context(), cfg); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pools[i].Close)
 	}
-	t.Cleanup(pool.Close)
-	_, err = pool.Exec(t.Context(), `CREATE TABLE effects (n bigserial, event_id uuid NOT NULL, key text NOT NULL, payload text NOT NULL CHECK (payload <> 'sql breaks'))`)
+	_, err := pools[1].Exec(t.Context(), `CREATE TABLE effects (n bigserial, event_id uuid NOT NULL, key text NOT NULL, payload text NOT NULL CHECK (payload <> 'sql breaks'))`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +58,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(client.Close)
-	return &rig{t: t, pool: pool, topic: topic(t, 3), kafka: client, tries: map[string]int{}}
+	return &rig{t: t, pool: pools[0], look: pools[1], topic: topic(t, 3), kafka: client, tries: map[string]int{}}
 }
 
 // verdict is what the handlers make of a payload.
@@ -172,7 +180,7 @@ func (r *rig) send(records ...*kgo.Record) {
 
 func (r *rig) strings(sql string) []string {
 	r.t.Helper()
-	rows, err := r.pool.Query(r.t.Context(), sql)
+	rows, err := r.look.Query(r.t.Context(), sql)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -367,7 +375,7 @@ func TestAFaultIsWaitedOut(t *testing.T) {
 		}
 		exec := func(sql string) {
 			t.Helper()
-			if _, err := r.pool.Exec(t.Context(), sql); err != nil {
+			if _, err := r.look.Exec(t.Context(), sql); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -383,7 +391,7 @@ func TestAFaultIsWaitedOut(t *testing.T) {
 		}
 		exec(`ALTER TABLE hidden RENAME TO effects`)
 		r.eventually(11, effects)
-		exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`)
+		exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'consumer'`)
 		r.send(event("k", "last"))
 		got := r.eventually(12, effects)
 		if got[11] != "last" {
@@ -543,6 +551,5 @@ func TestRunLeavesNoGoroutine(t *testing.T) {
 	_, stop := r.start(cfg)
 	r.eventually(1, effects)
 	stop()
-	r.pool.Reset() // its background health check may be replacing a connection
 	goleak.VerifyNone(t, before)
 }
