@@ -420,8 +420,9 @@ func (d *databases) readLetters(ctx context.Context, of map[string]*saga) error 
 // readSlot is what PostgreSQL knows of the slot of a database's connector.
 func readSlot(ctx context.Context, conn *pgx.Conn, database string) (slot, error) {
 	s := slot{Connector: database, Slot: provision.Database{Name: database}.Slot()}
-	err := conn.QueryRow(ctx, `SELECT active, coalesce(wal_status, ''), coalesce(pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn), 0)::bigint
-		FROM pg_replication_slots WHERE slot_name = $1`, s.Slot).Scan(&s.Active, &s.WALStatus, &s.LagBytes)
+	err := conn.QueryRow(ctx, `SELECT active, coalesce(wal_status, ''), coalesce(confirmed_flush_lsn - '0/0', 0)::bigint, (pg_current_wal_lsn() - '0/0')::bigint
+		FROM pg_replication_slots WHERE slot_name = $1`, s.Slot).Scan(&s.Active, &s.WALStatus, &s.Confirmed, &s.WAL)
+	s.LagBytes = s.WAL - s.Confirmed
 	if errors.Is(err, pgx.ErrNoRows) {
 		s.WALStatus = "missing"
 	} else if err != nil {

@@ -163,7 +163,7 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 		t.Errorf("after that: %v: %s", err, out)
 	}
 	if !arrived(t, s, "payment", "o1") {
-		t.Error("the record that was too large is lost")
+		t.Error("the record that was too large has not arrived")
 	}
 
 	// A role without its right: the connector tries for ever, and its status says RUNNING. Connect
