@@ -41,6 +41,7 @@ slot() { "$STACK_DIR/bin/outboxctl" slots --json | jq -r --arg n "$1" --arg k "$
 restart() {
   [ ! -e "$answer.$1" ] || return 1
   slot "$1" wal >"$answer.$1"
+  [ "$(cat "$answer.$1")" -gt 0 ] || die "connector $1: PostgreSQL does not tell the end of its log"
   curl -s -o /dev/null --max-time 10 -X POST "$url/connectors/$1/restart?includeTasks=true&onlyFailed=true" || true
   sleep 1 # until the state says so
 }
