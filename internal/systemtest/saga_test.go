@@ -2,6 +2,7 @@ package systemtest
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -370,7 +371,7 @@ func poison(w *world) {
 		for i := range 1000 {
 			key := []byte(uuid.Must(uuid.NewV7()).String()) // all partitions, also the order's
 			r := &kgo.Record{Topic: topic, Key: key, Headers: []kgo.RecordHeader{id(), kind(eventType)}}
-			switch i % 8 {
+			switch i % 9 {
 			case 0:
 				r.Headers = nil
 			case 1:
@@ -388,6 +389,8 @@ func poison(w *world) {
 				r.Key, r.Value = nil, []byte(`[]`)
 			case 7:
 				r.Key, r.Value = []byte("\xff\x00"), []byte(`null`)
+			case 8: // fits, but is impossible: a negative amount, no items; no one's order
+				r.Value = fmt.Appendf(nil, `{"order_id":%q,"customer_id":%q,"amount":-5,"items":[]}`, key, customer)
 			}
 			records = append(records, r)
 		}
