@@ -178,6 +178,9 @@ func TestPlain(t *testing.T) {
 }
 
 func TestServiceURLs(t *testing.T) {
+	for _, name := range []string{"STOCK_URL", "PAYMENT_URL", "ORDER_PORT", "PAYMENT_PORT"} {
+		t.Setenv(name, "")
+	}
 	t.Setenv("ORDER_URL", "https://orders.example:8443/")
 	t.Setenv("STOCK_PORT", "18081")
 	desks, err := desksOf("all")
