@@ -6,8 +6,10 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"net/http"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -15,55 +17,74 @@ import (
 
 // sample is what the processes have used and the engines have done so far.
 type sample struct {
-	at    time.Time
-	cpu   map[string]time.Duration
-	idle  time.Duration // of all processors
-	wal   int64         // bytes
-	batch map[string]batches
+	at         time.Time
+	cpu        map[string]time.Duration
+	written    map[string]int64 // bytes to storage
+	busy, idle time.Duration    // of all processors
+	wal        int64            // bytes
+	batch      map[string]batches
 }
 
 // batches counts the transactions and events of a service's inbox.
 type batches struct{ transactions, events float64 }
 
+// loadGenerator is the name of this process.
+const loadGenerator = "load-generator"
+
 func measure(ctx context.Context, t Target) (sample, error) {
-	s := sample{at: time.Now(), cpu: map[string]time.Duration{}, batch: map[string]batches{}}
+	s := sample{cpu: map[string]time.Duration{}, written: map[string]int64{}, batch: map[string]batches{}}
+	for name, urls := range map[string][]string{"order": t.OrderURLs, "stock": t.StockURLs, "payment": t.PaymentURLs} {
+		var sum batches
+		for _, url := range urls {
+			b, err := readBatches(ctx, url)
+			if err != nil {
+				return s, err
+			}
+			sum.transactions, sum.events = sum.transactions+b.transactions, sum.events+b.events
+		}
+		s.batch[name] = sum
+	}
 	if err := t.DB.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint`).Scan(&s.wal); err != nil {
 		return s, err
 	}
+	s.at = time.Now()
 	for name, pid := range t.Processes {
 		if name == "postgres" {
-			s.cpu["postgres"], s.cpu["walsenders"] = postgresCPU(pid)
+			s.postgres(pid)
 			continue
 		}
-		s.cpu[name] = processCPU(pid, false)
+		s.cpu[name], s.written[name] = processCPU(pid, false), processWritten(pid)
 	}
-	s.cpu["load generator"] = processCPU(os.Getpid(), false)
-	s.idle = idle()
-	for name, url := range map[string]string{"order": t.OrderURL, "stock": t.StockURL, "payment": t.PaymentURL} {
-		b, err := readBatches(ctx, url)
-		if err != nil {
-			return s, err
-		}
-		s.batch[name] = b
-	}
+	s.cpu[loadGenerator] = processCPU(os.Getpid(), false)
+	s.busy, s.idle = processors()
 	return s, nil
 }
 
-// fill adds what happened between two samples, per order.
-func (p *Point) fill(before, after sample) {
-	n := float64(max(p.Sent, 1))
-	p.CPU, p.Batch = map[string]float64{}, map[string]float64{}
+// usage adds what happened between two samples, per order.
+func (p *Point) usage(before, after sample) {
+	n, seconds := float64(max(p.Sent, 1)), after.at.Sub(before.at).Seconds()
+	p.CPU, p.Cores, p.Batch, p.Written = map[string]float64{}, map[string]float64{}, map[string]float64{}, map[string]float64{}
+	p.OtherCores = (after.busy - before.busy).Seconds() / seconds
 	for name, used := range after.cpu {
-		p.CPU[name] = float64((used - before.cpu[name]).Microseconds()) / n
+		used -= before.cpu[name]
+		p.CPU[name] = round(float64(used.Microseconds())/n, 10)
+		p.Cores[name] = round(used.Seconds()/seconds, 1000)
+		p.OtherCores -= used.Seconds() / seconds
+	}
+	for name, bytes := range after.written {
+		p.Written[name] = math.Round(float64(bytes-before.written[name]) / n)
 	}
 	for name, b := range after.batch {
 		if tx := b.transactions - before.batch[name].transactions; tx > 0 {
-			p.Batch[name] = (b.events - before.batch[name].events) / tx
+			p.Batch[name] = round((b.events-before.batch[name].events)/tx, 10)
 		}
 	}
-	p.WALPerOrder = float64(after.wal-before.wal) / n
-	p.IdleCores = (after.idle - before.idle).Seconds() / after.at.Sub(before.at).Seconds()
+	p.WALPerOrder = math.Round(float64(after.wal-before.wal) / n)
+	p.IdleCores = round((after.idle-before.idle).Seconds()/seconds, 100)
+	p.OtherCores = round(max(0, p.OtherCores), 100)
 }
+
+func round(v, to float64) float64 { return math.Round(v*to) / to }
 
 // tick is the unit of /proc: USER_HZ is 100 on every Linux that Go runs on.
 const tick = 10 * time.Millisecond
@@ -88,41 +109,74 @@ func processCPU(pid int, children bool) time.Duration {
 	return time.Duration(sum) * tick
 }
 
-// postgresCPU is the time of the postmaster and its children, walsenders apart.
-func postgresCPU(postmaster int) (backends, walsenders time.Duration) {
-	backends = processCPU(postmaster, true)
+// postgres adds the postmaster and its children, walsenders apart.
+func (s *sample) postgres(postmaster int) {
+	s.cpu["postgres"], s.written["postgres"] = processCPU(postmaster, true), processWritten(postmaster)
+	s.cpu["walsenders"] = 0
 	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", postmaster, postmaster))
 	if err != nil {
-		return backends, 0
+		return
 	}
 	for _, child := range strings.Fields(string(list)) {
 		pid, err := strconv.Atoi(child)
 		if err != nil {
 			continue
 		}
+		s.written["postgres"] += processWritten(pid)
 		title, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if bytes.Contains(title, []byte("walsender")) {
-			walsenders += processCPU(pid, false)
+			s.cpu["walsenders"] += processCPU(pid, false)
 		} else {
-			backends += processCPU(pid, false)
+			s.cpu["postgres"] += processCPU(pid, false)
 		}
 	}
-	return backends, walsenders
 }
 
-// idle is the idle time of all processors together.
-func idle() time.Duration {
+// processWritten is what a process has caused to be written to storage; 0 where that may not be read.
+func processWritten(pid int) int64 {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	for line := range strings.Lines(string(text)) {
+		if value, ok := strings.CutPrefix(line, "write_bytes: "); ok {
+			n, _ := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
+			return n
+		}
+	}
+	return 0
+}
+
+// processors is the busy and the idle time of all processors together.
+func processors() (busy, idle time.Duration) {
 	text, err := os.ReadFile("/proc/stat")
 	if err != nil {
-		return 0
+		return 0, 0
 	}
 	line, _, _ := strings.Cut(string(text), "\n")
-	fields := strings.Fields(line)
-	if len(fields) < 5 {
+	for i, field := range strings.Fields(line) {
+		v, _ := strconv.ParseInt(field, 10, 64)
+		switch i {
+		case 1, 2, 3, 6, 7: // user, nice, system, irq, softirq
+			busy += time.Duration(v) * tick
+		case 4, 5: // idle, iowait
+			idle += time.Duration(v) * tick
+		}
+	}
+	return busy, idle
+}
+
+// Machine describes where a measurement was made.
+func Machine() map[string]any {
+	return map[string]any{"cpus": runtime.NumCPU(), "os": runtime.GOOS, "arch": runtime.GOARCH, "go": runtime.Version(), "cpu": cpuModel(), "memory_mib": memory()}
+}
+
+// memory is the machine's, in MiB.
+func memory() int64 {
+	text, _ := os.ReadFile("/proc/meminfo")
+	fields := strings.Fields(string(text))
+	if len(fields) < 2 {
 		return 0
 	}
-	v, _ := strconv.ParseInt(fields[4], 10, 64)
-	return time.Duration(v) * tick
+	kib, _ := strconv.ParseInt(fields[1], 10, 64)
+	return kib / 1024
 }
 
 func cpuModel() string {

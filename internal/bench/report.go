@@ -3,10 +3,10 @@ package bench
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
-	"sort"
 	"strings"
 )
 
@@ -14,6 +14,7 @@ import (
 type Report struct {
 	Machine map[string]any `json:"machine"`
 	Commit  string         `json:"commit"`
+	Shape   Shape          `json:"shape"`
 	Runs    []Point        `json:"runs"`
 	Max     map[string]int `json:"max_orders_per_s"` // by system
 }
@@ -34,66 +35,114 @@ func (r Report) Write(dir string) error {
 }
 
 // Header and Row are a point for a terminal.
-const Header = "    rate  achieved   p50 ms   p99 ms   max ms  accept p50/p99   unfinished  idle cores  µs CPU/order"
+const Header = "     rate  achieved   p50 ms   p99 ms   max ms  accept p50/p99 ms  lost  idle, other cores  µs CPU/order  WAL B/order"
 
 // Row is a line below [Header].
 func (p Point) Row() string {
 	var cpu float64
 	for name, v := range p.CPU {
-		if name != "load generator" {
+		if name != loadGenerator {
 			cpu += v
 		}
 	}
-	return fmt.Sprintf("%8d  %8.0f  %7.1f  %7.1f  %7.0f  %6.1f / %5.1f  %11d  %10.2f  %12.0f",
-		p.Rate, p.Achieved, p.P50, p.P99, p.Max, p.AcceptP50, p.AcceptP99, p.Unfinished+p.Refused, p.IdleCores, cpu)
+	mark := ""
+	if !p.Holds() {
+		mark = "  does not hold"
+	}
+	return fmt.Sprintf("%9d  %8.0f  %7.1f  %7.1f  %7.0f  %8.1f / %6.1f  %4d  %8.2f, %8.2f  %12.0f  %11.0f%s",
+		p.Rate, p.Achieved, p.P50, p.P99, p.Max, p.AcceptP50, p.AcceptP99, p.Unfinished+p.Rejected, p.IdleCores, p.OtherCores, cpu, p.WALPerOrder, mark)
 }
 
-// Markdown is the report as a table: the median of each system's and rate's runs.
-func (r Report) Markdown() string {
-	type key struct {
-		system string
-		rate   int
+// String is a line that shows how a point comes on.
+func (p Progress) String() string {
+	if p.Settling {
+		return fmt.Sprintf("%d orders/s: all sent, waiting for orders to settle", p.Rate)
 	}
-	groups := map[key][]Point{}
-	var keys []key
-	for _, p := range r.Runs {
-		k := key{p.System, p.Rate}
-		if groups[k] == nil {
-			keys = append(keys, k)
-		}
-		groups[k] = append(groups[k], p)
-	}
-	sort.SliceStable(keys, func(i, j int) bool { return keys[i].rate < keys[j].rate })
-	var b strings.Builder
-	fmt.Fprintf(&b, "Commit %s, %v, %v CPUs.\n\n", r.Commit, r.Machine["cpu"], r.Machine["cpus"])
-	b.WriteString("| system | orders/s sent | achieved | p50 ms | p99 ms | accept p50 ms | CPU µs/order: postgres, walsenders, services, worker, broker | WAL B/order | events/tx order, stock, payment |\n|---|---|---|---|---|---|---|---|---|\n")
-	for _, k := range keys {
-		g := groups[k]
-		m := func(f func(Point) float64) float64 {
-			values := make([]float64, len(g))
-			for i, p := range g {
-				values[i] = f(p)
+	return fmt.Sprintf("%d orders/s: %.0f of %.0f s, %d orders due, %d answered", p.Rate, p.Elapsed.Seconds(), p.Of.Seconds(), p.Due, p.Answered)
+}
+
+// of sums what processes have used whose names begin with one of names: all instances of a
+// service.
+func (p Point) of(used map[string]float64, names ...string) (sum float64) {
+	for process, v := range used {
+		for _, n := range names {
+			if process == n || strings.HasPrefix(process, n+"-") {
+				sum += v
 			}
-			slices.Sort(values)
-			return values[len(values)/2]
 		}
+	}
+	return sum
+}
+
+// group are the runs of a system at a rate.
+type group struct {
+	system string
+	rate   int
+	runs   []Point
+}
+
+func (r Report) groups() (all []group) {
+	for _, p := range r.Runs {
+		i := slices.IndexFunc(all, func(g group) bool { return g.system == p.System && g.rate == p.Rate })
+		if i < 0 {
+			i = len(all)
+			all = append(all, group{p.System, p.Rate, nil})
+		}
+		all[i].runs = append(all[i].runs, p)
+	}
+	slices.SortStableFunc(all, func(a, b group) int { return a.rate - b.rate })
+	return all
+}
+
+// median of a figure over the runs; spread shows their range too, if there are several.
+func (g group) median(f func(Point) float64) float64 {
+	values := make([]float64, len(g.runs))
+	for i, p := range g.runs {
+		values[i] = f(p)
+	}
+	slices.Sort(values)
+	return values[len(values)/2]
+}
+
+func (g group) spread(f func(Point) float64) string {
+	text := fmt.Sprintf("%.1f", g.median(f))
+	if len(g.runs) == 1 {
+		return text
+	}
+	low, high := f(g.runs[0]), f(g.runs[0])
+	for _, p := range g.runs {
+		low, high = min(low, f(p)), max(high, f(p))
+	}
+	return fmt.Sprintf("%s (%.1f–%.1f)", text, low, high)
+}
+
+// Markdown is the report as a table: of several runs at a rate the median, and the range
+// of the latencies.
+func (r Report) Markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Commit %s; %v, %v CPUs, %v MiB.\n\n", r.Commit, r.Machine["cpu"], r.Machine["cpus"], r.Machine["memory_mib"])
+	b.WriteString(`| system | orders/s | achieved | p50 ms | p99 ms | accept p50 ms | CPU µs/order: Postgres, walsenders, services, worker, broker | WAL B/order | events/transaction: order, stock, payment | idle, other cores |
+|---|---|---|---|---|---|---|---|---|---|
+`)
+	for _, g := range r.groups() {
 		cpu := func(names ...string) float64 {
-			return m(func(p Point) (sum float64) {
-				for _, n := range names {
-					sum += p.CPU[n]
-				}
-				return sum
-			})
+			return g.median(func(p Point) float64 { return p.of(p.CPU, names...) })
 		}
-		batch := func(name string) float64 { return m(func(p Point) float64 { return p.Batch[name] }) }
-		fmt.Fprintf(&b, "| %s | %d | %.0f | %.1f | %.1f | %.1f | %.0f, %.0f, %.0f, %.0f, %.0f | %.0f | %.1f, %.1f, %.1f |\n", k.system, k.rate,
-			m(func(p Point) float64 { return p.Achieved }), m(func(p Point) float64 { return p.P50 }), m(func(p Point) float64 { return p.P99 }),
-			m(func(p Point) float64 { return p.AcceptP50 }), cpu("postgres"), cpu("walsenders"), cpu("order-service", "stock-service", "payment-service"),
-			cpu("connect"), cpu("kafka"), m(func(p Point) float64 { return p.WALPerOrder }), batch("order"), batch("stock"), batch("payment"))
+		batch := func(name string) float64 { return g.median(func(p Point) float64 { return p.Batch[name] }) }
+		mark := ""
+		if !slices.ContainsFunc(g.runs, Point.Holds) {
+			mark = " (does not hold)"
+		}
+		fmt.Fprintf(&b, "| %s | %d%s | %.0f | %s | %s | %s | %.0f, %.0f, %.0f, %.0f, %.0f | %.0f | %.1f, %.1f, %.1f | %.1f, %.1f |\n", g.system, g.rate, mark,
+			g.median(func(p Point) float64 { return p.Achieved }),
+			g.spread(func(p Point) float64 { return p.P50 }), g.spread(func(p Point) float64 { return p.P99 }), g.spread(func(p Point) float64 { return p.AcceptP50 }),
+			cpu("postgres"), cpu("walsenders"), cpu("order-service", "stock-service", "payment-service"), cpu("connect"), cpu("kafka"),
+			g.median(func(p Point) float64 { return p.WALPerOrder }), batch("order"), batch("stock"), batch("payment"),
+			g.median(func(p Point) float64 { return p.IdleCores }), g.median(func(p Point) float64 { return p.OtherCores }))
 	}
 	b.WriteString("\n")
-	for system, rate := range r.Max {
-		fmt.Fprintf(&b, "Highest rate that holds (p99 ≤ 1 s, nothing unfinished), %s: **%d orders/s**.\n", system, rate)
+	for _, system := range slices.Sorted(maps.Keys(r.Max)) {
+		fmt.Fprintf(&b, "Highest rate that holds (p99 ≤ 1 s, nothing lost, no growing backlog), %s: **%d orders/s**.\n", system, r.Max[system])
 	}
 	return b.String()
 }
