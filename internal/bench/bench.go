@@ -9,7 +9,7 @@
 // SUCCESS, or FAILED with nothing left to compensate. That time is PostgreSQL's own
 // (track_commit_timestamp), read in bulk after the load, on the same machine and clock: it
 // costs the system next to nothing and asks none of the code that is measured. It is taken
-// when the commit record is written; the flush of that record comes after it. TestFinalIsWhatAClientSees
+// when the commit record is written; the flush of that record comes after it. TestRunOnTheRealStack
 // compares it with what waiting clients see.
 //
 // An order that is not settled when the wait after the load ends counts as infinitely slow
@@ -157,13 +157,12 @@ type Point struct {
 	// Growing: orders meant for the last quarter took clearly longer than those of the second.
 	Growing bool `json:"growing"`
 
-	CPU         map[string]float64 `json:"cpu_us_per_order"`        // by process
-	Cores       map[string]float64 `json:"cores"`                   // the same as processors in use
-	IdleCores   float64            `json:"idle_cores"`              // of the machine
-	OtherCores  float64            `json:"other_cores"`             // used by programs that are not measured
-	WALPerOrder float64            `json:"wal_bytes_per_order"`     // of the whole instance
-	Written     map[string]float64 `json:"written_bytes_per_order"` // to storage, by process
-	Batch       map[string]float64 `json:"events_per_transaction"`  // of each service's consumer
+	CPU         map[string]float64 `json:"cpu_us_per_order"`       // by process
+	Cores       map[string]float64 `json:"cores"`                  // the same as processors in use
+	IdleCores   float64            `json:"idle_cores"`             // of the machine
+	OtherCores  float64            `json:"other_cores"`            // used by programs that are not measured
+	WALPerOrder float64            `json:"wal_bytes_per_order"`    // of the whole instance
+	Batch       map[string]float64 `json:"events_per_transaction"` // of each service's consumer
 }
 
 // Holds tells whether the system kept up: p99 within a second, nothing lost, no backlog

@@ -19,9 +19,8 @@ import (
 type sample struct {
 	at         time.Time
 	cpu        map[string]time.Duration
-	written    map[string]int64 // bytes to storage
-	busy, idle time.Duration    // of all processors
-	wal        int64            // bytes
+	busy, idle time.Duration // of all processors
+	wal        int64         // bytes
 	batch      map[string]batches
 }
 
@@ -32,7 +31,7 @@ type batches struct{ transactions, events float64 }
 const loadGenerator = "load-generator"
 
 func measure(ctx context.Context, t Target) (sample, error) {
-	s := sample{cpu: map[string]time.Duration{}, written: map[string]int64{}, batch: map[string]batches{}}
+	s := sample{cpu: map[string]time.Duration{}, batch: map[string]batches{}}
 	for name, urls := range map[string][]string{"order": t.OrderURLs, "stock": t.StockURLs, "payment": t.PaymentURLs} {
 		var sum batches
 		for _, url := range urls {
@@ -53,7 +52,7 @@ func measure(ctx context.Context, t Target) (sample, error) {
 			s.postgres(pid)
 			continue
 		}
-		s.cpu[name], s.written[name] = processCPU(pid, false), processWritten(pid)
+		s.cpu[name] = processCPU(pid, false)
 	}
 	s.cpu[loadGenerator] = processCPU(os.Getpid(), false)
 	s.busy, s.idle = processors()
@@ -63,16 +62,13 @@ func measure(ctx context.Context, t Target) (sample, error) {
 // usage adds what happened between two samples, per order.
 func (p *Point) usage(before, after sample) {
 	n, seconds := float64(max(p.Sent, 1)), after.at.Sub(before.at).Seconds()
-	p.CPU, p.Cores, p.Batch, p.Written = map[string]float64{}, map[string]float64{}, map[string]float64{}, map[string]float64{}
+	p.CPU, p.Cores, p.Batch = map[string]float64{}, map[string]float64{}, map[string]float64{}
 	p.OtherCores = (after.busy - before.busy).Seconds() / seconds
 	for name, used := range after.cpu {
 		used -= before.cpu[name]
 		p.CPU[name] = round(float64(used.Microseconds())/n, 10)
 		p.Cores[name] = round(used.Seconds()/seconds, 1000)
 		p.OtherCores -= used.Seconds() / seconds
-	}
-	for name, bytes := range after.written {
-		p.Written[name] = math.Round(float64(bytes-before.written[name]) / n)
 	}
 	for name, b := range after.batch {
 		if tx := b.transactions - before.batch[name].transactions; tx > 0 {
@@ -111,8 +107,7 @@ func processCPU(pid int, children bool) time.Duration {
 
 // postgres adds the postmaster and its children, walsenders apart.
 func (s *sample) postgres(postmaster int) {
-	s.cpu["postgres"], s.written["postgres"] = processCPU(postmaster, true), processWritten(postmaster)
-	s.cpu["walsenders"] = 0
+	s.cpu["postgres"], s.cpu["walsenders"] = processCPU(postmaster, true), 0
 	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", postmaster, postmaster))
 	if err != nil {
 		return
@@ -122,7 +117,6 @@ func (s *sample) postgres(postmaster int) {
 		if err != nil {
 			continue
 		}
-		s.written["postgres"] += processWritten(pid)
 		title, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if bytes.Contains(title, []byte("walsender")) {
 			s.cpu["walsenders"] += processCPU(pid, false)
@@ -130,18 +124,6 @@ func (s *sample) postgres(postmaster int) {
 			s.cpu["postgres"] += processCPU(pid, false)
 		}
 	}
-}
-
-// processWritten is what a process has caused to be written to storage; 0 where that may not be read.
-func processWritten(pid int) int64 {
-	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
-	for line := range strings.Lines(string(text)) {
-		if value, ok := strings.CutPrefix(line, "write_bytes: "); ok {
-			n, _ := strconv.ParseInt(strings.TrimSpace(value), 10, 64)
-			return n
-		}
-	}
-	return 0
 }
 
 // processors is the busy and the idle time of all processors together.

@@ -116,6 +116,17 @@ func (g group) spread(f func(Point) float64) string {
 	return fmt.Sprintf("%s (%.1f–%.1f)", text, low, high)
 }
 
+// idle are the processors in use without any load.
+func (g group) idle() string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(g.runs[0].Cores)) {
+		if cores := g.median(func(p Point) float64 { return p.Cores[name] }); cores >= 0.005 && name != loadGenerator {
+			parts = append(parts, fmt.Sprintf("%s %.2f", name, cores))
+		}
+	}
+	return fmt.Sprintf("Cores in use without load, %s: %s.\n\n", g.system, strings.Join(parts, ", "))
+}
+
 // Markdown is the report as a table: of several runs at a rate the median, and the range
 // of the latencies.
 func (r Report) Markdown() string {
@@ -124,7 +135,12 @@ func (r Report) Markdown() string {
 	b.WriteString(`| system | orders/s | achieved | p50 ms | p99 ms | accept p50 ms | CPU µs/order: Postgres, walsenders, services, worker, broker | WAL B/order | events/transaction: order, stock, payment | idle, other cores |
 |---|---|---|---|---|---|---|---|---|---|
 `)
+	idle := ""
 	for _, g := range r.groups() {
+		if g.rate == 0 { // there is nothing per order
+			idle += g.idle()
+			continue
+		}
 		cpu := func(names ...string) float64 {
 			return g.median(func(p Point) float64 { return p.of(p.CPU, names...) })
 		}
@@ -140,7 +156,7 @@ func (r Report) Markdown() string {
 			g.median(func(p Point) float64 { return p.WALPerOrder }), batch("order"), batch("stock"), batch("payment"),
 			g.median(func(p Point) float64 { return p.IdleCores }), g.median(func(p Point) float64 { return p.OtherCores }))
 	}
-	b.WriteString("\n")
+	b.WriteString("\n" + idle)
 	for _, system := range slices.Sorted(maps.Keys(r.Max)) {
 		fmt.Fprintf(&b, "Highest rate that holds (p99 ≤ 1 s, nothing lost, no growing backlog), %s: **%d orders/s**.\n", system, r.Max[system])
 	}

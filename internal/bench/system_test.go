@@ -1,0 +1,160 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/stacktest"
+
+	"github.com/google/uuid"
+)
+
+func TestMain(m *testing.M) { stacktest.Main(m) }
+
+// open starts a whole system with two instances of each service.
+func open(t *testing.T) Target {
+	t.Helper()
+	s := stacktest.NewSystem(t, 2)
+	admin := s.DB("postgres")
+	if _, err := admin.Exec(t.Context(), `ALTER SYSTEM SET track_commit_timestamp = on`); err != nil {
+		t.Fatal(err)
+	}
+	s.Kill(devstack.Postgres) // the setting needs a start, and connectors and services survive that
+	s.Restart(devstack.Postgres)
+	target := Target{Name: "cdc", DB: s.DB("orderdb"), Processes: map[string]int{}}
+	for i := range 2 {
+		target.OrderURLs = append(target.OrderURLs, s.URL("order-service", i))
+		target.StockURLs = append(target.StockURLs, s.URL("stock-service", i))
+		target.PaymentURLs = append(target.PaymentURLs, s.URL("payment-service", i))
+	}
+	for _, name := range []string{devstack.Postgres, devstack.Kafka, devstack.Connect, "order-service", "order-service-2", "stock-service", "payment-service"} {
+		pid, running := s.PID(name)
+		if !running {
+			t.Fatal(name, "does not run")
+		}
+		target.Processes[name] = pid
+	}
+	// All flows again when an order settles.
+	for end := time.Now().Add(time.Minute); ; {
+		var answer struct{ Settled bool }
+		header := map[string][]string{"Prefer": {"wait=5"}}
+		code, err := stacktest.Post(t.Context(), target.OrderURLs[0]+"/orders", header, `{"customer_id":"x","items":[{"sku":"x","quantity":1,"unit_price":1}]}`, &answer)
+		if err == nil && code == 200 && answer.Settled {
+			return target
+		}
+		if time.Now().After(end) {
+			t.Fatal("no order settles: ", code, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
+func TestRunOnTheRealStack(t *testing.T) {
+	target := open(t)
+	shape := Shape{Customers: 20, Items: 10, Lines: 2, Refused: 30}
+	if err := Prepare(t.Context(), target, shape); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("a point", func(t *testing.T) { aPoint(t, target, shape) })
+	t.Run("final is what a client sees", func(t *testing.T) { finalIsWhatAClientSees(t, target, shape) })
+	t.Run("a system that is not there", func(t *testing.T) {
+		gone := target
+		gone.PaymentURLs = []string{"http://127.0.0.1:1"}
+		if err := Prepare(t.Context(), gone, shape); err == nil {
+			t.Error("prepared")
+		}
+		if _, err := Run(t.Context(), gone, shape, 10, time.Second, nil); err == nil {
+			t.Error("measured")
+		}
+	})
+}
+
+func aPoint(t *testing.T, target Target, shape Shape) {
+	var told []Progress
+	p, err := Run(t.Context(), target, shape, 50, 4*time.Second, func(p Progress) { told = append(told, p) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%+v", p)
+	if p.Sent != 200 || p.Rejected != 0 || p.Unfinished != 0 || p.Failed < 30 || p.Failed > 90 || len(told) == 0 {
+		t.Errorf("sent %d, rejected %d, unfinished %d, failed %d, told %d times", p.Sent, p.Rejected, p.Unfinished, p.Failed, len(told))
+	}
+	if p.AcceptP50 <= 0 || p.P50 < p.AcceptP50/2 || p.P99 < p.P50 || p.Max < p.P99 || p.Achieved < 40 {
+		t.Errorf("latencies %+v", p)
+	}
+	for _, name := range []string{"postgres", "walsenders", "kafka", "connect", "order-service", "order-service-2", "stock-service", "payment-service", loadGenerator} {
+		if p.CPU[name] <= 0 || p.CPU[name] > 100_000 {
+			t.Errorf("CPU of %s: %v µs an order", name, p.CPU[name])
+		}
+	}
+	if p.WALPerOrder < 1000 || p.WALPerOrder > 100_000 || p.Batch["order"] < 1 || p.Batch["stock"] < 1 || p.Batch["payment"] < 1 {
+		t.Errorf("WAL %v, batches %v", p.WALPerOrder, p.Batch)
+	}
+}
+
+// A client that waits for its order is answered after the moment that counts as final, and not
+// long after. So the figures are neither too good nor too bad.
+func finalIsWhatAClientSees(t *testing.T, target Target, shape Shape) {
+	type seen struct {
+		id   uuid.UUID
+		from time.Time
+		to   time.Time
+	}
+	var mu sync.Mutex
+	var all []seen
+	var clients sync.WaitGroup
+	bodies := shape.bodies(40)
+	for i, body := range bodies {
+		clients.Go(func() {
+			var answer struct {
+				ID      uuid.UUID
+				Settled bool
+			}
+			from := time.Now()
+			code, err := stacktest.Post(context.Background(), target.OrderURLs[i%2]+"/orders", map[string][]string{"Prefer": {"wait=20"}}, string(body), &answer)
+			if err != nil || code != 200 || !answer.Settled {
+				t.Error(code, err)
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			all = append(all, seen{answer.ID, from, time.Now()})
+		})
+		time.Sleep(10 * time.Millisecond)
+	}
+	clients.Wait()
+	for _, s := range all {
+		var final time.Time
+		if err := target.DB.QueryRow(t.Context(), `SELECT pg_xact_commit_timestamp(xmin) FROM orders WHERE id = $1`, s.id).Scan(&final); err != nil {
+			t.Fatal(err)
+		}
+		// The other instance's waiters look every 100 ms.
+		if final.Before(s.from) || final.After(s.to) || s.to.Sub(final) > 2*time.Second {
+			t.Errorf("placed at %s, final at %s, seen at %s", s.from, final, s.to)
+		}
+	}
+	if len(all) != len(bodies) {
+		t.Error(len(all), "orders were seen")
+	}
+}
+
+func TestProcessTimes(t *testing.T) {
+	before := processCPU(os.Getpid(), false)
+	for sum, end := 0, time.Now().Add(300*time.Millisecond); time.Now().Before(end); {
+		sum += len(bytes.Repeat([]byte("x"), 1000))
+	}
+	if used := processCPU(os.Getpid(), false) - before; used < 50*time.Millisecond || used > 5*time.Second {
+		t.Error("300 ms of work are", used)
+	}
+	if busy, idle := processors(); busy <= 0 || idle <= 0 {
+		t.Error(busy, idle)
+	}
+	if processCPU(-1, false) != 0 {
+		t.Error("a process that is not there has used something")
+	}
+}
