@@ -68,6 +68,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 		kgo.AutoCommitInterval(time.Second),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.FetchMaxBytes(16 << 20),
+		// A broker that came back, or a new topic, is found at once, not after 5 s.
+		kgo.MetadataMinAge(250 * time.Millisecond),
 		kgo.OnPartitionsAssigned(c.assigned),
 		kgo.OnPartitionsRevoked(c.revoked),
 		kgo.OnPartitionsLost(c.lost),

@@ -28,6 +28,7 @@ func open(rt service.Runtime) (service.Service, error) {
 		DeadLetterTopic: events.TopicOrderDLT,
 		DeadLetterType:  events.TypeOrderDeadLettered,
 		Routes:          saga.Routes,
+		OpenAPI:         order.OpenAPI,
 		Background:      saga.Background(),
 		Migrations:      migrations.FS,
 	}, nil

@@ -23,6 +23,7 @@ func open(rt service.Runtime) (service.Service, error) {
 		DeadLetterTopic: events.TopicPaymentDLT,
 		DeadLetterType:  events.TypePaymentDeadLettered,
 		Routes:          store.Routes,
+		OpenAPI:         payment.OpenAPI,
 		Background:      []func(context.Context) error{store.Run},
 		Migrations:      migrations.FS,
 	}, nil

@@ -33,6 +33,9 @@ fi
 if [ $# = 0 ]; then
   step "model check (every reachable state of the saga)"
   go test -count=1 -v -run TestEveryReachableStateIsRight ./internal/modelcheck
+
+  step "times that the race detector would spoil"
+  go test -count=1 -v -run 'TestPoisonGoesAside' ./internal/systemtest | grep -v level=
 fi
 
 packages=("$@")

@@ -23,6 +23,7 @@ func open(rt service.Runtime) (service.Service, error) {
 		DeadLetterTopic: events.TopicStockDLT,
 		DeadLetterType:  events.TypeStockDeadLettered,
 		Routes:          store.Routes,
+		OpenAPI:         stock.OpenAPI,
 		Background:      []func(context.Context) error{store.Run},
 		Migrations:      migrations.FS,
 	}, nil

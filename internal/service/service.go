@@ -53,6 +53,9 @@ type Service struct {
 	DeadLetterTopic, DeadLetterType string
 	// Routes adds the domain's HTTP routes; wrap handlers in [Handle].
 	Routes func(*mux.Router)
+	// OpenAPI describes the domain's routes: an OpenAPI 3.1 document of its paths and
+	// schemas, which joins that of the routes all services have. Default: those alone.
+	OpenAPI []byte
 	// Background functions run until their context is done, which is after the last
 	// request was answered. One that returns an error ends the service.
 	Background []func(context.Context) error
@@ -168,6 +171,10 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	if err != nil {
 		return err
 	}
+	api, err := describe(svc.OpenAPI)
+	if err != nil {
+		return err
+	}
 	metrics := newMetrics(pool)
 	consumer, err := newConsumer(cfg, pool, name, svc, metrics)
 	if err != nil {
@@ -180,7 +187,7 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	if err != nil {
 		return fmt.Errorf("cannot listen on HTTP_ADDR %s: free the port or choose another: %w", cfg.addr, err)
 	}
-	server := newServer(handler(svc, health{pool, consumer, draining}, consumer, metrics), cfg.log)
+	server := newServer(handler(svc, api, health{pool, consumer, draining}, consumer, metrics), cfg.log)
 
 	// Work goes on while requests drain; hence a context of its own.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))

@@ -2,4 +2,6 @@
 
 package stacktest
 
-const raceEnabled = false
+// Race says whether the tests, and the services they start, run with the race
+// detector: five to ten times slower.
+const Race = false

@@ -44,7 +44,7 @@ var binaries = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	var flags []string
-	if raceEnabled {
+	if Race {
 		flags = append(flags, "-race")
 	}
 	return dir, system.Build(context.Background(), Root(), dir, os.Stderr, flags...)

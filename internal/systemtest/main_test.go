@@ -11,6 +11,7 @@ import (
 	"outboxsaga/internal/stacktest"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 func TestMain(m *testing.M) { stacktest.Main(m) }
@@ -210,4 +211,9 @@ func set(list []string) map[string]bool {
 		m[s] = true
 	}
 	return m
+}
+
+// record is one that no outbox has sent.
+func record(topic, value string) *kgo.Record {
+	return &kgo.Record{Topic: topic, Value: []byte(value)}
 }

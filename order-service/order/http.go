@@ -1,6 +1,7 @@
 package order
 
 import (
+	_ "embed"
 	"math"
 	"net/http"
 	"strconv"
@@ -20,6 +21,11 @@ const (
 	maxPrice    = 1_000_000_000_000
 	maxWait     = 30
 )
+
+// OpenAPI describes the routes; a test holds requests and answers against it.
+//
+//go:embed openapi.json
+var OpenAPI []byte
 
 // Routes adds the routes of order-service.
 func (s *Saga) Routes(r *mux.Router) {

@@ -1,12 +1,18 @@
 package payment
 
 import (
+	_ "embed"
 	"net/http"
 
 	"outboxsaga/internal/service"
 
 	"github.com/gorilla/mux"
 )
+
+// OpenAPI describes the routes; a test holds requests and answers against it.
+//
+//go:embed openapi.json
+var OpenAPI []byte
 
 // Routes adds the routes of payment-service.
 func (s *Store) Routes(r *mux.Router) {
