@@ -3,16 +3,19 @@ package systemtest
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"outboxsaga/events"
 	"outboxsaga/internal/stacktest"
 
 	"github.com/getkin/kin-openapi/openapi3"
@@ -20,7 +23,7 @@ import (
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
 	"github.com/google/uuid"
-	"path/filepath"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
 // api is a service's API as it describes itself.
@@ -110,9 +113,14 @@ func (a *api) send(method, path, body string, want int, header ...string) []byte
 	return text
 }
 
-// Real requests, good and bad, of every route, and their answers are as the documents say.
-func TestHTTPIsAsTheOpenAPIDocumentsSay(t *testing.T) {
+func TestContracts(t *testing.T) {
 	w := start(t, 1)
+	t.Run("HTTP is as the OpenAPI documents say", func(t *testing.T) { http31(t, &world{w.System, t}) })
+	t.Run("records are as the AsyncAPI document says", func(t *testing.T) { records(t, &world{w.System, t}) })
+}
+
+// http31 makes real requests, good and bad, of every route.
+func http31(t *testing.T, w *world) {
 	orders, stock, payment := w.describe("order-service"), w.describe("stock-service"), w.describe("payment-service")
 	customer, sku := w.customer(1000), w.item(10)
 	good := w.settled(w.place(customer, sku, 1, 10).ID, 10*time.Second)
@@ -196,6 +204,100 @@ func TestHTTPIsAsTheOpenAPIDocumentsSay(t *testing.T) {
 			if !a.used[operation] {
 				t.Errorf("%s is described, but no request was made", operation)
 			}
+		}
+	}
+}
+
+// asyncAPI is what the test reads of docs/asyncapi.json.
+type asyncAPI struct {
+	Channels map[string]struct {
+		Messages map[string]struct {
+			Ref string `json:"$ref"`
+		}
+	}
+	Components struct {
+		Messages map[string]struct {
+			Name    string
+			Payload struct {
+				Ref string `json:"$ref"`
+			}
+		}
+	}
+}
+
+// records reads what every topic holds after orders of all courses and dead letters.
+func records(t *testing.T, w *world) {
+	w.settled(w.place(w.customer(1000), w.item(1), 5, 1).ID, 10*time.Second) // too few: payment is compensated
+	w.settled(w.place(w.customer(1), w.item(10), 1, 500).ID, 10*time.Second) // too poor: stock is compensated
+	file := filepath.Join(stacktest.Root(), "docs", "asyncapi.json")
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc asyncAPI
+	if err := json.Unmarshal(text, &doc); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiler := jsonschema.NewCompiler()
+	compiler.AssertFormat()
+	if err := compiler.AddResource("asyncapi.json", tree); err != nil {
+		t.Fatal(err)
+	}
+	valid := func(schema, what string, value []byte) {
+		t.Helper()
+		compiled, err := compiler.Compile("asyncapi.json" + schema)
+		if err != nil {
+			t.Fatal(err)
+		}
+		instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(value))
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if err := compiled.Validate(instance); err != nil {
+			t.Errorf("%s is not as %s says: %v\n%s", what, schema, err, value)
+		}
+	}
+	if len(doc.Channels) != len(events.Topics()) {
+		t.Errorf("%d channels, %d topics", len(doc.Channels), len(events.Topics()))
+	}
+	own := regexp.MustCompile(`^no event`) // the poison that the test before has put in
+	for _, topic := range events.Topics() {
+		seen := 0
+		for _, r := range w.Records(topic) {
+			if own.Match(r.Value) {
+				continue
+			}
+			seen++
+			headers := map[string]any{}
+			for _, h := range r.Headers {
+				if headers[h.Key] = string(h.Value); h.Value == nil {
+					headers[h.Key] = nil
+				}
+			}
+			header, err := json.Marshal(headers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var schema string
+			for _, ref := range doc.Channels[topic].Messages {
+				m := doc.Components.Messages[strings.TrimPrefix(ref.Ref, "#/components/messages/")]
+				if m.Name == headers["type"] {
+					schema = m.Payload.Ref
+				}
+			}
+			if schema == "" {
+				t.Errorf("%s has a record of type %q, which the document does not know there", topic, headers["type"])
+				continue
+			}
+			valid("#/components/messageTraits/event/headers", topic, header)
+			valid(schema, topic, r.Value)
+		}
+		if seen == 0 {
+			t.Errorf("no record of %s occurred", topic)
 		}
 	}
 }
