@@ -97,11 +97,7 @@ func (s *Saga) postOrder(w http.ResponseWriter, r *http.Request) error {
 		w.Header().Set("Preference-Applied", "wait="+strconv.Itoa(int(wait/time.Second)))
 	}
 	if wait == 0 && !placed.Again {
-		view, err := viewOf(p, placed)
-		if err != nil {
-			return err
-		}
-		return service.WriteJSON(w, http.StatusAccepted, view)
+		return service.WriteJSON(w, http.StatusAccepted, viewOf(p, placed))
 	}
 	view, err := s.find(r, placed.ID)
 	if err != nil {

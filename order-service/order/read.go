@@ -33,17 +33,13 @@ type stepView struct {
 }
 
 // viewOf is a new order, before anyone has answered.
-func viewOf(p Placement, placed Placed) (View, error) {
-	items, err := json.Marshal(p.Lines)
-	if err != nil {
-		return View{}, err
-	}
+func viewOf(p Placement, placed Placed) View {
 	step := stepView{StepInProgress}
 	return View{
-		ID: placed.ID, CustomerID: p.CustomerID, Status: InProgress, Amount: p.Amount, Items: items,
+		ID: placed.ID, CustomerID: p.CustomerID, Status: InProgress, Amount: p.Amount, Items: json.RawMessage(placed.Items),
 		Payment: step, Stock: step, CreatedAt: placed.At, UpdatedAt: placed.At,
 		Timeline: split(Timeline(placed.At, placed.Commands[0], placed.Commands[1], "")),
-	}, nil
+	}
 }
 
 const viewColumns = `id, customer_id, status, failure_reason, needs_attention, amount, items, payment_status, stock_status, created_at, updated_at`

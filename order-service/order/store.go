@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"outboxsaga/events"
@@ -39,11 +38,11 @@ FROM unnest($1::uuid[], $2::text[], $3::uuid[], $4::uuid[], $5::bigint[], $6::te
 // book is what a transaction has loaded, and changes.
 type book struct {
 	orders   service.Rows[Order] // by id
-	timeline map[string]*strings.Builder
+	timeline map[string][]byte   // lines to append
 }
 
 func newBook() book {
-	return book{service.NewRows[Order](), map[string]*strings.Builder{}}
+	return book{service.NewRows[Order](), map[string][]byte{}}
 }
 
 // queue reads and locks orders. Ids are [16]byte for pgx: an uuid.UUID would be sent as text.
@@ -73,14 +72,7 @@ func (k book) apply(d Decision, cause entry, traceparent string) ([]outbox.Event
 	return rows, nil
 }
 
-func (k book) note(id string, e entry) {
-	lines := k.timeline[id]
-	if lines == nil {
-		lines = &strings.Builder{}
-		k.timeline[id] = lines
-	}
-	e.write(lines)
-}
+func (k book) note(id string, e entry) { k.timeline[id] = e.append(k.timeline[id]) }
 
 func (k book) queueSave(b *pgx.Batch) {
 	changed := k.orders.Changed()
@@ -93,7 +85,7 @@ func (k book) queueSave(b *pgx.Batch) {
 	for i, o := range changed {
 		ids[i], attention[i] = uuid.MustParse(o.ID), o.NeedsAttention
 		status[i], payment[i], stock[i], reasons[i] = string(o.Status), string(o.Payment.Status), string(o.Stock.Status), o.FailureReason
-		lines[i] = k.timeline[o.ID].String()
+		lines[i] = string(k.timeline[o.ID])
 	}
 	b.Queue(updateOrders, ids, status, payment, stock, reasons, attention, lines)
 }
@@ -148,6 +140,7 @@ type Placed struct {
 	ID       uuid.UUID
 	At       time.Time
 	Commands [2]uuid.UUID // the event ids of the commands for payment and stock
+	Items    string       // as JSON
 	// Again: the Idempotency-Key was used before, for this order; only its ID is set.
 	Again bool
 }
@@ -220,10 +213,10 @@ func (p *placing) add(placed *Placed, now time.Time, order Placement) error {
 		p.events = append(p.events, ev)
 		placed.Commands[i] = ev.ID
 	}
+	placed.At, placed.Items = now, string(text)
 	p.ids, p.payments, p.stocks = append(p.ids, placed.ID), append(p.payments, placed.Commands[0]), append(p.stocks, placed.Commands[1])
-	p.customers, p.amounts, p.items = append(p.customers, order.CustomerID), append(p.amounts, order.Amount), append(p.items, string(text))
+	p.customers, p.amounts, p.items = append(p.customers, order.CustomerID), append(p.amounts, order.Amount), append(p.items, placed.Items)
 	p.created = append(p.created, now)
-	placed.At = now
 	return nil
 }
 
