@@ -22,6 +22,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -51,8 +52,23 @@ type Config struct {
 	Ephemeral bool
 	// PostgresSettings are added to debezium/postgresql.conf, as name=value.
 	PostgresSettings []string
+	// Engines, if set, run the three in place of processes; this stack's ports lead to them.
+	// For tests in containers.
+	Engines Engines
 	// Out gets a line for each thing done. Default: none.
 	Out io.Writer
+}
+
+// Engines run PostgreSQL, Kafka and Connect elsewhere than as processes of a [Stack]: in containers.
+// What a stack says of a process holds for each of them.
+type Engines interface {
+	// Up starts an engine that does not run and returns when it answers.
+	Up(ctx context.Context, name string) error
+	Stop(ctx context.Context, name string) error
+	Signal(name string, signal syscall.Signal) error
+	PID(name string) (pid int, running bool)
+	// Close removes all of them with their data.
+	Close() error
 }
 
 // PortVariables names the environment variable behind each port, for error messages.
@@ -137,6 +153,9 @@ func (s *Stack) kit(ctx context.Context) (Kit, error) {
 
 // Resolve fetches what the stack runs, where it is not there yet; the other methods do so too.
 func (s *Stack) Resolve(ctx context.Context) error {
+	if s.cfg.Engines != nil {
+		return nil
+	}
 	_, err := s.kit(ctx)
 	return err
 }
@@ -149,6 +168,9 @@ func (s *Stack) Up(ctx context.Context) error {
 
 // UpOnly is [Stack.Up] for some of the three. Connect needs Kafka.
 func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
+	if s.cfg.Engines != nil {
+		return s.upElsewhere(ctx, names)
+	}
 	defer func() {
 		if err != nil {
 			s.Abort()
@@ -193,6 +215,26 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 	return all.Wait()
 }
 
+func (s *Stack) upElsewhere(ctx context.Context, names []string) error {
+	var all errgroup.Group
+	for _, name := range names {
+		all.Go(func() error {
+			begin := time.Now()
+			if err := s.cfg.Engines.Up(ctx, name); err != nil {
+				return err
+			}
+			s.Say("  %-16s ready after %.1f s", name, time.Since(begin).Seconds())
+			return nil
+		})
+	}
+	return all.Wait()
+}
+
+// elsewhere tells whether name is an engine that is no process of this stack.
+func (s *Stack) elsewhere(name string) bool {
+	return s.cfg.Engines != nil && (name == Postgres || name == Kafka || name == Connect)
+}
+
 // Abort stops what this value has started, newest first: for a start that failed.
 func (s *Stack) Abort() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -215,10 +257,14 @@ func (s *Stack) Lock(ctx context.Context) (unlock func(), err error) {
 
 // Close stops an ephemeral stack and removes its folder. Other stacks go on.
 func (s *Stack) Close() error {
-	if s.watchdog == nil {
-		return nil
+	var elsewhere, here error
+	if s.cfg.Engines != nil {
+		elsewhere = s.cfg.Engines.Close()
 	}
-	return s.watchdog.Close()
+	if s.watchdog != nil {
+		here = s.watchdog.Close()
+	}
+	return errors.Join(elsewhere, here)
 }
 
 // lines lets several processes tell of their start at once.

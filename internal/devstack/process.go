@@ -138,6 +138,9 @@ func (s *Stack) Await(ctx context.Context, p Process) error {
 
 // Stop ends a process: first gently, after 10 s by force. A process that does not run is fine.
 func (s *Stack) Stop(ctx context.Context, name string) error {
+	if s.elsewhere(name) {
+		return s.cfg.Engines.Stop(ctx, name)
+	}
 	pid, running := s.running(name)
 	if running {
 		signal := syscall.SIGTERM
@@ -168,6 +171,9 @@ func (s *Stack) Stop(ctx context.Context, name string) error {
 
 // Signal sends a signal to a running process.
 func (s *Stack) Signal(name string, signal syscall.Signal) error {
+	if s.elsewhere(name) {
+		return s.cfg.Engines.Signal(name, signal)
+	}
 	pid, running := s.running(name)
 	if !running {
 		return fmt.Errorf("%s does not run", name)
@@ -260,6 +266,9 @@ func (s *Stack) PID(name string) (pid int, running bool) { return s.running(name
 // running tells whether the pid file names a living process that is ours: a pid
 // alone may belong to another program since.
 func (s *Stack) running(name string) (pid int, ok bool) {
+	if s.elsewhere(name) {
+		return s.cfg.Engines.PID(name)
+	}
 	text, err := os.ReadFile(s.pidFile(name))
 	if err != nil {
 		return 0, false

@@ -3,10 +3,14 @@
 // A test package calls [Main] from its TestMain. What a test asks for is started once
 // for the package, on free ports, in a temporary folder, and is gone when the package
 // ends, however it ends. Tests are isolated by databases and topics of their own.
+//
+// TEST_STACK=docker runs PostgreSQL, Kafka and Connect in containers, with the same files and
+// for the same tests; services and all else are processes then too.
 package stacktest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,6 +22,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/dockerstack"
 	"outboxsaga/internal/provision"
 
 	"github.com/jackc/pgx/v5"
@@ -97,10 +102,26 @@ func New(hint string) (*devstack.Stack, error) {
 	if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL may run as another user
 		return nil, err
 	}
-	return devstack.Open(devstack.Config{
+	cfg := devstack.Config{
 		Dir: dir, Root: Root(), Fast: true, Ephemeral: true,
 		PostgresPort: ports[0], KafkaPort: ports[1], ControllerPort: ports[2], ConnectPort: ports[3],
-	})
+	}
+	if cfg.Engines, err = engines(cfg); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
+	}
+	return devstack.Open(cfg)
+}
+
+// engines are what TEST_STACK asks for: containers, or nil, processes.
+func engines(cfg devstack.Config) (devstack.Engines, error) {
+	switch kind := os.Getenv("TEST_STACK"); kind {
+	case "", "native":
+		return nil, nil
+	case "docker":
+		return dockerstack.New(cfg)
+	default:
+		return nil, fmt.Errorf("TEST_STACK is %q: set it to native (PostgreSQL, Kafka and Connect as processes, the default) or docker (in containers)", kind)
+	}
 }
 
 // Database makes a fresh database with the migrations applied and returns its URL, as
