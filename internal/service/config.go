@@ -140,7 +140,10 @@ func PoolConfig(databaseURL, name string) (*pgxpool.Config, error) {
 		"enable_seqscan":   "off",
 		"enable_hashjoin":  "off",
 		"enable_mergejoin": "off",
-		"jit":              "off", // compiling costs more than such a statement runs
+		// Which is then also the plan for any parameters: planning anew for each costs more than it
+		// gains (a sixth of PostgreSQL's time per order at 500 orders/s).
+		"plan_cache_mode": "force_generic_plan",
+		"jit":             "off", // compiling costs more than such a statement runs
 	} {
 		if _, given := cfg.ConnConfig.RuntimeParams[key]; !given {
 			cfg.ConnConfig.RuntimeParams[key] = value
