@@ -1,21 +1,24 @@
 # Builds the images of the services and of outboxctl: --build-arg PROGRAM=order-service (stock-service,
-# payment-service, cmd/outboxctl). One static binary, no shell, an ordinary user, nothing written.
+# payment-service, outboxctl). One static binary, no shell, an ordinary user, nothing written.
+# The first stage builds all of them and does not know PROGRAM, so that Docker builds it once for all
+# images; debezium/Dockerfile begins its stage with the same lines for that reason.
 FROM golang:1.26-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-ARG PROGRAM
-RUN CGO_ENABLED=0 go build -trimpath -ldflags="-s -w -buildid=" -o /out/program ./${PROGRAM}
+RUN mkdir /out && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags="-s -w -buildid=" -o /out/ ./cmd/outboxctl ./order-service ./stock-service ./payment-service
 
 FROM gcr.io/distroless/static-debian12:nonroot
 ARG PROGRAM
+COPY --from=build /out/${PROGRAM} /program
+COPY connectors /connectors
 ARG VERSION=dev
 ARG REVISION=unknown
+ARG SOURCE=
 LABEL org.opencontainers.image.title="outbox-saga ${PROGRAM}" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
-COPY --from=build /out/program /program
-COPY connectors /connectors
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.source="${SOURCE}"
 USER 65532:65532
 ENTRYPOINT ["/program"]

@@ -4,7 +4,10 @@ set -euo pipefail
 : "${CONNECT_BOOTSTRAP_SERVERS:?set it to the brokers, host:port}"
 {
   cat /opt/connect/worker.properties
-  printf '\nbootstrap.servers=%s\nlisteners=http://0.0.0.0:8083\nrest.advertised.host.name=%s\nplugin.path=/opt/connect/plugins\n' \
-    "$CONNECT_BOOTSTRAP_SERVERS" "${CONNECT_ADVERTISED_HOST:-$(hostname)}"
+  printf '\n%s\n' "bootstrap.servers=$CONNECT_BOOTSTRAP_SERVERS" "listeners=http://0.0.0.0:8083" \
+    "rest.advertised.host.name=${CONNECT_ADVERTISED_HOST:-$(hostname)}" "plugin.path=/opt/connect/plugins"
+  if [ "${CONNECT_REPLICATION_FACTOR:-1}" != 1 ]; then
+    printf '%s.storage.replication.factor=%s\n' config "$CONNECT_REPLICATION_FACTOR" offset "$CONNECT_REPLICATION_FACTOR" status "$CONNECT_REPLICATION_FACTOR"
+  fi
 } >/tmp/worker.properties
 exec /opt/kafka/bin/connect-distributed.sh /tmp/worker.properties

@@ -11,6 +11,7 @@ import (
 
 	"outboxsaga/internal/connect"
 	"outboxsaga/internal/provision"
+	"outboxsaga/internal/system"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -51,6 +52,12 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 	defer cancel()
 	client := connect.Client{URL: strings.TrimSuffix(o.connect, "/")}
+	if !register {
+		// Without its brokers a worker goes on saying RUNNING; its health it then cannot tell.
+		if err := system.Ask(ctx, client.URL+"/health"); err != nil {
+			return fmt.Errorf("the worker does not work: %w", err)
+		}
+	}
 	var all errgroup.Group
 	for _, f := range files {
 		all.Go(func() error {
