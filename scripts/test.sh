@@ -5,12 +5,20 @@
 #
 #   scripts/test.sh              everything (about 6 minutes on 2 cores)
 #   scripts/test.sh ./inbox/...  the tests of some packages only
+#   TEST_STACK=docker scripts/test.sh    PostgreSQL, Kafka and Connect in containers, for the same tests
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 need_go
-need_tools jdk maven jq kcat curl
+case "${TEST_STACK:-native}" in
+  native) need_tools jdk maven jq kcat curl ;;
+  docker)
+    command -v docker >/dev/null && docker info >/dev/null 2>&1 ||
+      die "TEST_STACK=docker: no Docker daemon answers: start one, say where it is with DOCKER_HOST, or leave TEST_STACK out: the tests then need no Docker"
+    need_tools jq curl ;;
+  *) die "TEST_STACK is $TEST_STACK: set it to native (PostgreSQL, Kafka and Connect as processes, the default) or docker (in containers)" ;;
+esac
 step() { printf '\n== %s\n' "$*"; }
 
 step "format"
@@ -23,8 +31,10 @@ go vet ./...
 step "staticcheck"
 go tool staticcheck ./...
 
-step "resolve the stack"
-go run ./cmd/outboxctl stack resolve
+if [ "${TEST_STACK:-native}" = native ]; then
+  step "resolve the stack"
+  go run ./cmd/outboxctl stack resolve
+fi
 
 race=-race
 if [ "$(go env CGO_ENABLED)" != 1 ] || ! command -v "$(go env CC)" >/dev/null; then
@@ -39,7 +49,12 @@ if [ $# = 0 ]; then
 fi
 
 packages=("$@")
-[ $# -gt 0 ] || packages=(./...)
+if [ $# = 0 ] && [ "${TEST_STACK:-native}" = docker ]; then
+  # These two test the native stack itself, and its scripts.
+  mapfile -t packages < <(go list ./... | grep -v -e /internal/devstack$ -e /cmd/outboxctl$)
+elif [ $# = 0 ]; then
+  packages=(./...)
+fi
 step "go test $race ${packages[*]}"
 # -p 2: each package with a stack of its own needs about 1 GiB and a core.
 go test $race -count=1 -timeout 14m -p 2 "${packages[@]}"

@@ -14,6 +14,7 @@ import (
 	"outboxsaga/internal/system"
 
 	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -53,9 +54,12 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 	defer cancel()
 	client := connect.Client{URL: strings.TrimSuffix(o.connect, "/")}
 	if !register {
-		// Without its brokers a worker goes on saying RUNNING; its health it then cannot tell.
+		// Without its brokers a worker goes on saying RUNNING, and notices late itself.
 		if err := system.Ask(ctx, client.URL+"/health"); err != nil {
 			return fmt.Errorf("the worker does not work: %w", err)
+		}
+		if err := pingBrokers(ctx, os.Getenv("KAFKA_BROKERS")); err != nil {
+			return err
 		}
 	}
 	var all errgroup.Group
@@ -81,6 +85,22 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 		})
 	}
 	return all.Wait()
+}
+
+// pingBrokers is nil if one of the brokers, host:port with commas between, answers, and where none is named.
+func pingBrokers(ctx context.Context, brokers string) error {
+	if brokers == "" {
+		return nil
+	}
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...))
+	if err != nil {
+		return fmt.Errorf("KAFKA_BROKERS: %w", err)
+	}
+	defer client.Close()
+	if err := client.Ping(ctx); err != nil {
+		return fmt.Errorf("no broker answers at %s: %w", brokers, err)
+	}
+	return nil
 }
 
 // put registers a connector with a worker that may still be starting.

@@ -65,7 +65,7 @@ func ReadCompose(root string, env func(name string) (string, bool)) (Compose, er
 	return c, nil
 }
 
-var variable = regexp.MustCompile(`\$\{([A-Z_]+)(?:(:-)([^}]*))?\}`)
+var variable = regexp.MustCompile(`\$\{([A-Z_][A-Z0-9_]*)(?:(:-)([^}]*))?\}`)
 
 // interpolate replaces ${NAME} and ${NAME:-default}.
 func interpolate(text string, env func(string) (string, bool)) (string, error) {

@@ -1,0 +1,247 @@
+package dockerstack_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"outboxsaga/internal/connect"
+	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/dockerstack"
+	"outboxsaga/internal/stacktest"
+	"outboxsaga/internal/system"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// child tells this program to be a test program that gets killed: see TestNothingIsLeft.
+const child = "DOCKERSTACK_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(child) != "" {
+		stack, err := stacktest.New("killed")
+		if err == nil {
+			err = stack.UpOnly(context.Background(), devstack.Postgres)
+		}
+		fmt.Println(filepath.Base(stack.Dir()), err)
+		select {}
+	}
+	stacktest.Main(m)
+}
+
+// The test stack, of processes or of containers, runs with what the shared files say: asked is what runs.
+func TestWhatRunsIsWhatTheFilesSay(t *testing.T) {
+	s, err := stacktest.New("files")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx := t.Context()
+	if err := s.Up(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := system.Provision(ctx, s.PostgresURL("postgres"), nil, []string{s.Broker()}, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := system.Register(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	t.Run("postgresql.conf", func(t *testing.T) { postgresSays(t, s) })
+	t.Run("broker.properties", func(t *testing.T) { brokerSays(t, s) })
+	t.Run("worker.properties", func(t *testing.T) { workerSays(t, s) })
+	t.Run("connectors", func(t *testing.T) { connectSays(t, s) })
+}
+
+func settings(t *testing.T, file string) map[string]string {
+	t.Helper()
+	f, err := os.Open(filepath.Join(stacktest.Root(), "debezium", file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	found := map[string]string{}
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		key, value, ok := strings.Cut(lines.Text(), "=")
+		if ok && !strings.HasPrefix(key, "#") {
+			found[strings.TrimSpace(key)] = strings.Trim(strings.TrimSpace(value), "'")
+		}
+	}
+	return found
+}
+
+func same(t *testing.T, want, got map[string]string, byPlace ...string) {
+	t.Helper()
+	if len(want) < 5 {
+		t.Fatalf("only %d settings are asked for", len(want))
+	}
+	for _, key := range byPlace {
+		delete(want, key)
+	}
+	for key, value := range want {
+		if got[key] != value {
+			t.Errorf("%s is %q, want %q", key, got[key], value)
+		}
+	}
+}
+
+func postgresSays(t *testing.T, s *devstack.Stack) {
+	conn, err := pgx.Connect(t.Context(), s.PostgresURL("postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	rows, err := conn.Query(t.Context(), `SELECT name, setting FROM pg_file_settings WHERE error IS NULL AND sourcefile LIKE '%/postgresql.conf'`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	var name, setting string
+	if _, err := pgx.ForEachRow(rows, []any{&name, &setting}, func() error { got[name] = setting; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	same(t, settings(t, "postgresql.conf"), got)
+	if err := conn.QueryRow(t.Context(), `SHOW max_slot_wal_keep_size`).Scan(&setting); err != nil || setting != settings(t, "postgresql.conf")["max_slot_wal_keep_size"] {
+		t.Error("the file is read, but not in force:", setting, err)
+	}
+}
+
+func brokerSays(t *testing.T, s *devstack.Stack) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	configs, err := kadm.NewClient(client).DescribeBrokerConfigs(t.Context(), 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, c := range configs[0].Configs {
+		got[c.Key] = c.MaybeValue()
+	}
+	same(t, settings(t, "broker.properties"), got, "listener.security.protocol.map")
+}
+
+// The worker tells its settings nobody; its topics and its group do.
+func workerSays(t *testing.T, s *devstack.Stack) {
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	want := settings(t, "worker.properties")
+	topics, err := admin.ListTopics(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []string{"config", "offset", "status"} {
+		partitions := want[kind+".storage.partitions"]
+		if kind == "config" {
+			partitions = "1"
+		}
+		topic := topics[want[kind+".storage.topic"]]
+		if got := fmt.Sprint(len(topic.Partitions)); got != partitions {
+			t.Errorf("topic %s has %s partitions, want %s", want[kind+".storage.topic"], got, partitions)
+		}
+	}
+	groups, err := admin.DescribeGroups(t.Context(), want["group.id"])
+	if err != nil || len(groups[want["group.id"]].Members) != 1 {
+		t.Errorf("no worker is in the group %s: %v %v", want["group.id"], groups, err)
+	}
+}
+
+func connectSays(t *testing.T, s *devstack.Stack) {
+	files, err := connect.Files(filepath.Join(stacktest.Root(), "connectors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		want, got := map[string]string{}, map[string]string{}
+		if err := json.Unmarshal(f.Config, &want); err != nil {
+			t.Fatal(err)
+		}
+		if code, err := stacktest.Get(t.Context(), s.ConnectURL()+"/connectors/"+f.Name+"/config", &got); err != nil || code != 200 {
+			t.Fatal(code, err)
+		}
+		same(t, want, got)
+	}
+}
+
+// A test program that is killed, even with kill -9, leaves no container, network or volume.
+func TestNothingIsLeft(t *testing.T) {
+	if os.Getenv("TEST_STACK") != "docker" {
+		t.Skip("needs TEST_STACK=docker")
+	}
+	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM} {
+		t.Run(signal.String(), func(t *testing.T) {
+			cmd := exec.Command(os.Args[0])
+			cmd.Env = append(os.Environ(), child+"=1")
+			cmd.Stderr = os.Stderr
+			out, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			line, err := bufio.NewReader(out).ReadString('\n')
+			name, problem, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if err != nil || problem != "<nil>" {
+				t.Fatal(line, err)
+			}
+			label := "label=" + dockerstack.Label + "=" + name
+			if docker(t, "ps", "--quiet", "--filter", label) == "" || docker(t, "network", "ls", "--quiet", "--filter", label) == "" {
+				t.Fatal("nothing runs")
+			}
+			volumes := strings.Fields(docker(t, "inspect", "--format", `{{range .Mounts}}{{if eq .Type "volume"}}{{.Name}} {{end}}{{end}}`, name+"-"+devstack.Postgres))
+			if len(volumes) == 0 {
+				t.Fatal("the data is in no volume")
+			}
+			if err := cmd.Process.Signal(signal); err != nil {
+				t.Fatal(err)
+			}
+			_ = cmd.Wait()
+			begin := time.Now()
+			for {
+				left := docker(t, "ps", "--all", "--quiet", "--filter", label) + docker(t, "network", "ls", "--quiet", "--filter", label)
+				if left == "" {
+					break
+				}
+				if time.Since(begin) > 30*time.Second {
+					t.Fatalf("30 s after the kill there is still: %s", left)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			t.Logf("all is gone %.1f s after %s", time.Since(begin).Seconds(), signal)
+			for _, volume := range volumes {
+				if docker(t, "volume", "ls", "--quiet", "--filter", "name="+volume) != "" {
+					t.Errorf("the volume %s is left", volume)
+				}
+			}
+		})
+	}
+}
+
+func docker(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := exec.Command("docker", args...).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
+}
