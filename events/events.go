@@ -12,6 +12,7 @@ package events
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 )
 
@@ -77,6 +78,18 @@ func PaymentTopics() []string {
 // Topics are all topics of the saga.
 func Topics() []string {
 	return append(append(OrderTopics(), StockTopics()...), PaymentTopics()...)
+}
+
+// Consumer is the participant (order, stock or payment) whose inbox takes the events of a topic;
+// empty for a topic that people read: order.dlt.
+func Consumer(topic string) string {
+	switch participant, answer, _ := strings.Cut(topic, "."); {
+	case participant == "order":
+		return ""
+	case answer == "" || answer == "compensation":
+		return participant
+	}
+	return "order"
 }
 
 // PaymentRequested asks payment-service to charge a customer for an order.

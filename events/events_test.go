@@ -123,3 +123,20 @@ func TestTopicsAndTheirWriters(t *testing.T) {
 		}
 	}
 }
+
+func TestConsumer(t *testing.T) {
+	for _, topic := range events.Topics() {
+		want := "order"
+		switch topic {
+		case events.TopicPayment, events.TopicPaymentCompensation:
+			want = "payment"
+		case events.TopicStock, events.TopicStockCompensation:
+			want = "stock"
+		case events.TopicOrderDLT:
+			want = ""
+		}
+		if got := events.Consumer(topic); got != want {
+			t.Errorf("%s: %q, want %q", topic, got, want)
+		}
+	}
+}

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -38,6 +40,8 @@ type Consumer struct {
 	since  time.Time
 	until  time.Time
 	read   time.Time // when since and until were read
+
+	rejoined time.Time // topics that were made anew
 
 	// limit is the size of the next batch. It halves when a batch fails for a reason
 	// that is no fault, down to the culprit, and doubles with each success.
@@ -70,6 +74,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 		kgo.FetchMaxBytes(16 << 20),
 		// A broker that came back, or a new topic, is found at once, not after 5 s.
 		kgo.MetadataMinAge(250 * time.Millisecond),
+		// Else the client keeps to itself for 12 s that a topic was made anew.
+		kgo.KeepRetryableFetchErrors(),
 		kgo.OnPartitionsAssigned(c.assigned),
 		kgo.OnPartitionsRevoked(c.revoked),
 		kgo.OnPartitionsLost(c.lost),
@@ -157,11 +163,28 @@ func (c *Consumer) poll(ctx context.Context, wake time.Time) {
 		}
 	}
 	fetches := c.client.PollRecords(ctx, c.cfg.MaxBatch)
-	defer c.client.AllowRebalance()
+	remade := c.take(fetches)
+	c.client.AllowRebalance()
+	if len(remade) > 0 {
+		c.rejoin(ctx, remade)
+	}
+}
+
+// take queues the records of a poll, and returns the topics that were deleted and made anew.
+func (c *Consumer) take(fetches kgo.Fetches) (remade []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	fetches.EachError(func(topic string, p int32, err error) {
 		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, kgo.ErrClientClosed) {
+			return
+		}
+		if errors.Is(err, kerr.UnknownTopicID) {
+			if !slices.Contains(remade, topic) {
+				remade = append(remade, topic)
+			}
+			return
+		}
+		if kerr.IsRetriable(err) { // a leader moves: the client sees to it
 			return
 		}
 		c.cfg.Logger.Error("inbox: fetch failed", "topic", topic, "partition", p, "error", err)
@@ -169,6 +192,27 @@ func (c *Consumer) poll(ctx context.Context, wake time.Time) {
 	fetches.EachRecord(func(r *kgo.Record) {
 		c.queue.add(partition{r.Topic, r.Partition}, parse(r, c.cfg.Decode))
 	})
+	return remade
+}
+
+// rejoin consumes topics anew that have another identity than before: someone has deleted them,
+// and perhaps made them again. The client would go on asking for the old ones. The group's
+// offsets went with the topic, so the new one is read from its start.
+func (c *Consumer) rejoin(ctx context.Context, topics []string) {
+	if wait := time.Second - c.now().Sub(c.rejoined); wait > 0 { // a topic may be missing for long
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(wait):
+		}
+	}
+	c.rejoined = c.now()
+	c.cfg.Logger.Warn("inbox: topics were deleted; consuming those of the same name", "topics", topics)
+	c.client.PurgeTopicsFromConsuming(topics...)
+	c.mu.Lock()
+	c.queue.dropTopics(topics)
+	c.mu.Unlock()
+	c.client.AddConsumeTopics(topics...)
 }
 
 func (c *Consumer) pending() int {

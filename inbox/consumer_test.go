@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/goleak"
 )
@@ -436,6 +437,35 @@ func TestInstancesShareTheWorkAndHandOver(t *testing.T) {
 			t.Errorf("keys out of order: %q", bad)
 		}
 	})
+}
+
+// A topic that someone deletes and makes again is consumed on, from its start.
+func TestATopicMadeAnewIsConsumed(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Each = r.each
+	_, stop := r.start(cfg)
+	defer stop()
+	for i := range 5 {
+		r.send(event(fmt.Sprint(i), fmt.Sprint("before ", i)))
+	}
+	r.eventually(5, `SELECT payload FROM effects`)
+	admin := kadm.NewClient(r.kafka)
+	if _, err := admin.DeleteTopic(t.Context(), r.topic); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if _, err := admin.CreateTopic(t.Context(), 3, 1, nil, r.topic); err == nil {
+			break
+		} else if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	r.kafka.PurgeTopicsFromClient(r.topic)
+	for i := range 3 { // fewer than before: the old offsets lie behind the new end
+		r.send(event(fmt.Sprint(i), fmt.Sprint("after ", i)))
+	}
+	r.eventually(8, `SELECT payload FROM effects`)
 }
 
 func TestRedriveAndDiscard(t *testing.T) {

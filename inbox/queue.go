@@ -3,6 +3,7 @@ package inbox
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -75,6 +76,17 @@ func (q *queue) drop(lost map[string][]int32) {
 			}
 		}
 	}
+}
+
+// dropTopics forgets all partitions of topics.
+func (q *queue) dropTopics(topics []string) {
+	lost := map[string][]int32{}
+	for p := range q.parts {
+		if slices.Contains(topics, p.topic) {
+			lost[p.topic] = append(lost[p.topic], p.number)
+		}
+	}
+	q.drop(lost)
 }
 
 // ready takes up to limit items that may run now, in order. An item that waits for

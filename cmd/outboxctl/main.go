@@ -34,6 +34,8 @@ func newRootCommand() *cobra.Command {
 		newBenchCommand(),
 		newDeadLettersCommand(),
 		newSagaCommand(),
+		newSuperviseCommand(),
+		newStatusCommand(),
 	)
 	return root
 }

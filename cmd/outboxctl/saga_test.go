@@ -118,23 +118,6 @@ func TestTroublesOnTheWay(t *testing.T) {
 	}
 }
 
-func TestConsumerOf(t *testing.T) {
-	for _, topic := range events.Topics() {
-		want := "order"
-		switch topic {
-		case events.TopicPayment, events.TopicPaymentCompensation:
-			want = "payment"
-		case events.TopicStock, events.TopicStockCompensation:
-			want = "stock"
-		case events.TopicOrderDLT:
-			want = ""
-		}
-		if got := consumerOf(topic); got != want {
-			t.Errorf("%s: %q, want %q", topic, got, want)
-		}
-	}
-}
-
 func TestAround(t *testing.T) {
 	id := uuid.Must(uuid.NewV7())
 	bound := around(id)

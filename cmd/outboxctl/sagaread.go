@@ -251,7 +251,7 @@ func (d *databases) readEvents(ctx context.Context, of map[string]*saga) error {
 			return err
 		}
 		for _, r := range rows {
-			e := sagaEvent{At: r.At, Event: r.Type, EventID: &r.ID, Topic: r.Topic, From: service, To: consumerOf(r.Topic)}
+			e := sagaEvent{At: r.At, Event: r.Type, EventID: &r.ID, Topic: r.Topic, From: service, To: events.Consumer(r.Topic)}
 			if json.Valid([]byte(r.Payload)) {
 				e.Payload = json.RawMessage(r.Payload)
 			}
@@ -283,17 +283,6 @@ func around(id uuid.UUID) uuid.UUID {
 		bound[i] = byte(at)
 	}
 	return bound
-}
-
-// consumerOf is the service that consumes a topic; empty if none does.
-func consumerOf(topic string) string {
-	switch root, answer, _ := strings.Cut(topic, "."); {
-	case root == "order":
-		return ""
-	case answer == "" || answer == "compensation":
-		return root
-	}
-	return "order"
 }
 
 // timelineEntry is a line of an order's timeline.

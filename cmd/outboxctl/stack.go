@@ -20,8 +20,8 @@ func newStackCommand() *cobra.Command {
 	c.AddCommand(
 		&cobra.Command{
 			Use: "up", Short: "Start what does not run", Args: cobra.NoArgs,
-			Long: `Start what does not run of PostgreSQL, Kafka, Kafka Connect and the three services, in STACK_DIR
-(default .stack), and make roles, databases, migrations, slots and topics. The services are
+			Long: `Start what does not run of PostgreSQL, Kafka, Kafka Connect, the three services and the supervisor, in STACK_DIR
+(default .stack), and make roles, databases, migrations, slots and topics. The programs are
 taken from STACK_DIR/bin. Variables of the environment reach the services. Connectors are registered by
 scripts/register-connectors.sh.`,
 			RunE: func(cmd *cobra.Command, _ []string) error { return stackUp(cmd.Context(), cmd) },
@@ -144,8 +144,36 @@ func stackUp(ctx context.Context, cmd *cobra.Command) (err error) {
 	for name, p := range ports {
 		instances[name] = []int{p}
 	}
-	_, err = system.Run(ctx, stack, filepath.Join(stack.Dir(), "bin"), instances, false)
-	return err
+	bin := filepath.Join(stack.Dir(), "bin")
+	if _, err = system.Run(ctx, stack, bin, instances, false); err != nil {
+		return err
+	}
+	address, err := supervisorPort(stack, used)
+	if err != nil {
+		return err
+	}
+	return stack.Start(ctx, system.Supervisor(stack, filepath.Join(bin, "outboxctl"), address))
+}
+
+// supervisorPort is SUPERVISOR_PORT, or the port after Connect's, or any other if that one is taken:
+// nobody was promised it.
+func supervisorPort(stack *devstack.Stack, used map[int]string) (int, error) {
+	if _, running := stack.PID(system.SupervisorName); running && os.Getenv("SUPERVISOR_PORT") == "" {
+		return stack.Port(system.SupervisorName), nil
+	}
+	after, err := port("CONNECT_PORT", 8083)
+	if err != nil {
+		return 0, err
+	}
+	p, err := port("SUPERVISOR_PORT", after+1)
+	if err != nil || os.Getenv("SUPERVISOR_PORT") != "" || used[p] == "" && !taken(p) {
+		return p, err
+	}
+	free, err := devstack.FreePorts(1)
+	if err != nil {
+		return 0, err
+	}
+	return free[0], nil
 }
 
 func taken(port int) bool {

@@ -105,6 +105,54 @@ func (c Client) Status(ctx context.Context, name string) (Status, error) {
 	return s, err
 }
 
+// Statuses returns the states of all connectors, by name.
+func (c Client) Statuses(ctx context.Context) (map[string]Status, error) {
+	var all map[string]struct{ Status Status }
+	if err := c.call(ctx, http.MethodGet, "/connectors?expand=status", nil, &all); err != nil {
+		return nil, err
+	}
+	found := map[string]Status{}
+	for name, s := range all {
+		found[name] = s.Status
+	}
+	return found, nil
+}
+
+// Stop ends the tasks of a connector and returns when they have ended. Its settings and
+// offsets stay; it does not start again before [Client.Resume].
+func (c Client) Stop(ctx context.Context, name string) error {
+	if err := c.call(ctx, http.MethodPut, "/connectors/"+name+"/stop", nil, nil); err != nil {
+		return err
+	}
+	for {
+		s, err := c.Status(ctx, name)
+		if err == nil && s.Connector.State == "STOPPED" && len(s.Tasks) == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("connector %s does not stop: %w", name, errors.Join(err, ctx.Err()))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// Pause keeps a connector from sending; its tasks live on and keep their slots.
+func (c Client) Pause(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPut, "/connectors/"+name+"/pause", nil, nil)
+}
+
+// Resume starts a stopped or paused connector.
+func (c Client) Resume(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodPut, "/connectors/"+name+"/resume", nil, nil)
+}
+
+// ResetOffsets makes a stopped connector forget how far it had come. With
+// snapshot.mode=when_needed it then sends its table again, and goes on at its slot's position.
+func (c Client) ResetOffsets(ctx context.Context, name string) error {
+	return c.call(ctx, http.MethodDelete, "/connectors/"+name+"/offsets", nil, nil)
+}
+
 // call sends a request and decodes the answer into out, if that is not nil. It
 // waits out the 409 that a worker answers while it rebalances.
 func (c Client) call(ctx context.Context, method, path string, body []byte, out any) error {

@@ -280,6 +280,12 @@ func (s *Stack) running(name string) (pid int, ok bool) {
 	return pid, born != "" && born == birth(pid)
 }
 
+// Port is the port that a process was started with; 0 if it was never started.
+func (s *Stack) Port(name string) int {
+	_, port := s.born(name)
+	return port
+}
+
 // born is what Launch wrote down about a process: its birth and its port.
 func (s *Stack) born(name string) (birth string, port int) {
 	text, _ := os.ReadFile(s.birthFile(name))

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -20,11 +21,13 @@ import (
 	"outboxsaga/internal/devstack"
 	"outboxsaga/internal/provision"
 	"outboxsaga/internal/service"
+	"outboxsaga/internal/supervisor"
 	ordermigrations "outboxsaga/order-service/migrations"
 	"outboxsaga/outbox"
 	paymentmigrations "outboxsaga/payment-service/migrations"
 	stockmigrations "outboxsaga/stock-service/migrations"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -40,7 +43,7 @@ type Service struct {
 // Services are the three services, order-service first.
 func Services() []Service {
 	return []Service{
-		{"order-service", database("orderdb", "order_service", provision.Migrations{FS: ordermigrations.FS}), "ORDER_PORT", 8080, events.OrderTopics()},
+		{"order-service", withSupervisor(database("orderdb", "order_service", provision.Migrations{FS: ordermigrations.FS})), "ORDER_PORT", 8080, events.OrderTopics()},
 		{"stock-service", database("stockdb", "stock_service", provision.Migrations{FS: stockmigrations.FS}), "STOCK_PORT", 8081, events.StockTopics()},
 		{"payment-service", database("paymentdb", "payment_service", provision.Migrations{FS: paymentmigrations.FS}), "PAYMENT_PORT", 8082, events.PaymentTopics()},
 	}
@@ -49,6 +52,12 @@ func Services() []Service {
 func database(name, role string, own provision.Migrations) provision.Database {
 	own.Path, own.Table = ".", service.SchemaTable
 	return provision.Database{Name: name, Role: role, Migrations: append(SharedMigrations(), own)}
+}
+
+// withSupervisor adds the table in which the supervisor keeps its acts.
+func withSupervisor(d provision.Database) provision.Database {
+	d.Migrations = append(d.Migrations, provision.Migrations{FS: supervisor.Migrations, Path: "migrations", Table: supervisor.MigrationsTable})
+	return d
 }
 
 // SharedMigrations are those of the libraries and of what all services share. They run
@@ -171,6 +180,30 @@ func Run(ctx context.Context, stack *devstack.Stack, bin string, ports map[strin
 	return processes, Register(ctx, stack)
 }
 
+// Pipelines are what a supervisor looks after: one a database. pools are by database name, files are those of
+// the connectors.
+func Pipelines(pools map[string]*pgxpool.Pool, files []connect.File) ([]supervisor.Pipeline, error) {
+	var all []supervisor.Pipeline
+	for _, s := range Services() {
+		i := slices.IndexFunc(files, func(f connect.File) bool { return f.Name == s.Database.Name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no connector %s.json: give the folder of the project's connectors", s.Database.Name)
+		}
+		all = append(all, supervisor.Pipeline{
+			Name: s.Database.Name, Slot: s.Database.Slot(), Group: s.Name, DB: pools[s.Database.Name], Connector: files[i],
+		})
+	}
+	return all, nil
+}
+
+// Consumer is the database whose inbox takes the events of a topic; empty: none does.
+func Consumer(topic string) string {
+	if participant := events.Consumer(topic); participant != "" {
+		return participant + "db"
+	}
+	return ""
+}
+
 // FreePorts finds ports for a number of instances of each service.
 func FreePorts(instances int) (map[string][]int, error) {
 	free, err := devstack.FreePorts(instances * len(Services()))
@@ -198,6 +231,25 @@ func (s Service) Process(stack *devstack.Stack, bin string, instance, port int, 
 		Env: append([]string{
 			"DATABASE_URL=" + stack.UserURL(s.Database.Role, s.Database.Name),
 			"KAFKA_BROKERS=" + stack.Broker(), "HTTP_ADDR=" + addr,
+		}, env...),
+		Ready:   func(ctx context.Context) error { return Ask(ctx, "http://"+addr+"/readyz") },
+		Timeout: 30 * time.Second,
+	}
+}
+
+// SupervisorName is the process of outboxctl supervise.
+const SupervisorName = "supervisor"
+
+// Supervisor says how a stack runs the supervisor, which is program (outboxctl). It is ready once it
+// has looked at the system.
+func Supervisor(stack *devstack.Stack, program string, port int, env ...string) devstack.Process {
+	addr := "127.0.0.1:" + strconv.Itoa(port)
+	return devstack.Process{
+		Name: SupervisorName, Port: port, PortVariable: "SUPERVISOR_PORT",
+		Args: []string{program, "supervise", "--addr", addr, "--connectors", filepath.Join(stack.Root(), "connectors")},
+		Env: append([]string{
+			"ADMIN_DATABASE_URL=" + stack.PostgresURL("postgres"), "ORDER_DATABASE_URL=", "STOCK_DATABASE_URL=", "PAYMENT_DATABASE_URL=",
+			"KAFKA_BROKERS=" + stack.Broker(), "CONNECT_URL=" + stack.ConnectURL(),
 		}, env...),
 		Ready:   func(ctx context.Context) error { return Ask(ctx, "http://"+addr+"/readyz") },
 		Timeout: 30 * time.Second,

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"outboxsaga/internal/connect"
+	"outboxsaga/internal/supervisor"
+	"outboxsaga/internal/system"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+)
+
+func newSuperviseCommand() *cobra.Command {
+	var o superviseOptions
+	host, _ := os.Hostname()
+	c := &cobra.Command{
+		Use: "supervise", Short: "Keep the connectors streaming: look at facts, mend what is broken", Args: cobra.NoArgs,
+		Long: `Look at slots, positions in the log, heartbeats, consumer lag and the ids that no inbox has, and act: start failed and
+stuck connectors again, register missing ones, make missing topics, drop a slot that PostgreSQL has invalidated (its
+connector makes a new one and sends the retained outbox), and have an outbox sent again whose events Kafka has lost. It
+never drops a slot that can still be read, and leaves a paused or stopped connector alone. Any number may run; one acts.
+
+It reads ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL, or ADMIN_DATABASE_URL for all three (roles that
+may read outbox and inbox, see pg_stat_replication, end walsenders and drop slots), KAFKA_BROKERS and CONNECT_URL (with
+commas between); by default those of the local stack. GET /metrics, /healthz and /readyz answer on --addr.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return supervise(cmd.Context(), cmd, o) },
+	}
+	f := c.Flags()
+	f.BoolVar(&o.dryRun, "dry-run", false, "only say what would be done")
+	f.DurationVar(&o.every, "every", 2*time.Second, "time from one look to the next")
+	f.StringVar(&o.addr, "addr", envOr("SUPERVISOR_ADDR", "127.0.0.1:8084"), "address of metrics and health (SUPERVISOR_ADDR)")
+	f.StringVar(&o.instance, "instance", fmt.Sprintf("%s/%d", host, os.Getpid()), "name of this supervisor in the acts")
+	o.systemFlags.add(c)
+	return c
+}
+
+type superviseOptions struct {
+	systemFlags
+	dryRun         bool
+	every          time.Duration
+	addr, instance string
+}
+
+// systemFlags say where the parts of a system are, beside the environment.
+type systemFlags struct {
+	connectors string
+	replicas   int16
+}
+
+func (o *systemFlags) add(c *cobra.Command) {
+	c.Flags().StringVar(&o.connectors, "connectors", "", "folder of the connectors' files (default: that of the checkout)")
+	c.Flags().Int16Var(&o.replicas, "replicas", 1, "replication factor of topics that are made anew")
+}
+
+func envOr(name, byDefault string) string {
+	if value := os.Getenv(name); value != "" {
+		return value
+	}
+	return byDefault
+}
+
+// open finds the parts of the system by the environment, or else those of the local stack. It connects
+// to nothing.
+func (o systemFlags) open(ctx context.Context, cmd *cobra.Command) (cfg supervisor.Config, closeAll func(), err error) {
+	pools := map[string]*pgxpool.Pool{}
+	closeAll = func() {
+		for _, p := range pools {
+			p.Close()
+		}
+	}
+	defer func() {
+		if err != nil {
+			closeAll()
+		}
+	}()
+	// The local stack, opened when something of it is needed.
+	local := func(of func(stack) string) (string, error) {
+		s, err := openStack(cmd)
+		if err != nil {
+			return "", err
+		}
+		return of(s), nil
+	}
+	if o.connectors == "" {
+		root, err := system.Root()
+		if err != nil {
+			return cfg, closeAll, fmt.Errorf("%w, or give --connectors", err)
+		}
+		o.connectors = filepath.Join(root, "connectors")
+	}
+	files, err := connect.Files(o.connectors)
+	if err != nil {
+		return cfg, closeAll, err
+	}
+	for _, s := range system.Services() {
+		name := s.Database.Name
+		variable := strings.ToUpper(strings.TrimSuffix(s.Name, "-service")) + "_DATABASE_URL"
+		address := os.Getenv(variable)
+		if admin := os.Getenv("ADMIN_DATABASE_URL"); address == "" && admin != "" {
+			variable = "ADMIN_DATABASE_URL"
+			u, err := url.Parse(admin)
+			if err != nil {
+				return cfg, closeAll, errors.New("ADMIN_DATABASE_URL is not a URL: want postgres://user:password@host:port/postgres")
+			}
+			u.Path = "/" + name
+			address = u.String()
+		}
+		if address == "" {
+			if address, err = local(func(s stack) string { return s.PostgresURL(name) }); err != nil {
+				return cfg, closeAll, fmt.Errorf("%w (or set %s)", err, variable)
+			}
+		}
+		if pools[name], err = poolOf(ctx, address); err != nil {
+			return cfg, closeAll, fmt.Errorf("%s is not the URL of a database: want postgres://user:password@host:port/%s", variable, name)
+		}
+	}
+	for _, l := range []struct {
+		variable string
+		into     *[]string
+		local    func(stack) string
+	}{
+		{"KAFKA_BROKERS", &cfg.Brokers, func(s stack) string { return s.Broker() }},
+		{"CONNECT_URL", &cfg.Workers, func(s stack) string { return s.ConnectURL() }},
+	} {
+		text := os.Getenv(l.variable)
+		if text == "" {
+			if text, err = local(l.local); err != nil {
+				return cfg, closeAll, fmt.Errorf("%w (or set %s)", err, l.variable)
+			}
+		}
+		for _, one := range strings.Split(text, ",") {
+			*l.into = append(*l.into, strings.TrimSuffix(strings.TrimSpace(one), "/"))
+		}
+	}
+	cfg.Topics, cfg.Replicas, cfg.Consumer = system.Topics(), o.replicas, system.Consumer
+	cfg.Pipelines, err = system.Pipelines(pools, files)
+	return cfg, closeAll, err
+}
+
+// stack is what open needs of the local stack.
+type stack interface {
+	PostgresURL(database string) string
+	Broker() string
+	ConnectURL() string
+}
+
+func poolOf(ctx context.Context, address string) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(address)
+	if err != nil {
+		return nil, err
+	}
+	cfg.MaxConns = 4
+	cfg.ConnConfig.ConnectTimeout = 3 * time.Second
+	cfg.ConnConfig.RuntimeParams["application_name"] = "outboxctl"
+	cfg.ConnConfig.RuntimeParams["statement_timeout"] = "5s"
+	return pgxpool.NewWithConfig(ctx, cfg)
+}
+
+func supervise(ctx context.Context, cmd *cobra.Command, o superviseOptions) error {
+	if o.every < 100*time.Millisecond || o.every > time.Minute {
+		return fmt.Errorf("--every is %s: give 100ms to 1m", o.every)
+	}
+	cfg, closeAll, err := o.open(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	cfg.DryRun, cfg.Every, cfg.Instance = o.dryRun, o.every, o.instance
+	cfg.Log = slog.New(slog.NewJSONHandler(cmd.OutOrStdout(), nil))
+	s, err := supervisor.New(cfg)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	listener, err := net.Listen("tcp", o.addr)
+	if err != nil {
+		return fmt.Errorf("cannot listen on %s, choose another address with --addr or SUPERVISOR_ADDR: %w", o.addr, err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(s.Registry(), promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if err := s.Ready(); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		}
+	})
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	all, ctx := errgroup.WithContext(ctx)
+	all.Go(func() error { return s.Run(ctx) })
+	all.Go(func() error {
+		if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return err
+		}
+		return nil
+	})
+	all.Go(func() error {
+		<-ctx.Done()
+		return server.Close()
+	})
+	return all.Wait()
+}

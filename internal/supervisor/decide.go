@@ -1,0 +1,194 @@
+package supervisor
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Act is something to do about a pipeline.
+type Act struct {
+	Kind   Kind
+	Reason string
+}
+
+// Kind is what an act does.
+type Kind string
+
+// The acts.
+const (
+	// Restart starts the failed parts of a connector again, or all of one that is stuck.
+	Restart Kind = "restart"
+	// Register registers a connector that is missing.
+	Register Kind = "register"
+	// MakeTopics makes the topics that are missing.
+	MakeTopics Kind = "make_topics"
+	// EndSender ends the walsender of a reader that is gone: it holds the slot until then.
+	EndSender Kind = "end_sender"
+	// DropSlot drops a slot that PostgreSQL has invalidated, and starts its connector again, which makes
+	// a new one and sends the retained outbox.
+	DropSlot Kind = "drop_slot"
+	// Resend has the connector send the retained outbox again.
+	Resend Kind = "resend"
+)
+
+// How long a state may last before it counts. A healthy connector confirms at least every 12 s: a
+// heartbeat each 5 s, offsets flushed each 2 s, a status to PostgreSQL each 5 s.
+const (
+	missingAfter  = 4 * time.Second  // a connector that is being changed is missing for a moment
+	inactiveAfter = 6 * time.Second  // a restart takes 2 s
+	silentAfter   = 15 * time.Second // the reader says something each 5 s
+	stuckAfter    = 10 * time.Second // with events waiting that Kafka does not have
+	deadAfter     = 30 * time.Second // with nothing waiting but heartbeats
+	lostAfter     = 8 * time.Second
+	startingAfter = 20 * time.Second
+	snapshotLimit = 6 * time.Hour
+)
+
+// Pauses between two acts of a kind on one connector: they double from the first to the last.
+const firstPause, lastPause = 5 * time.Second, time.Minute
+
+// resendPause keeps a fault that a resend does not mend from sending the outbox for ever.
+const resendPause = 5 * time.Minute
+
+// memory is what was seen of a pipeline before.
+type memory struct {
+	since     map[string]time.Time // when a condition began to hold
+	confirmed int64
+	moved     time.Time // when confirmed last moved, or could not be expected to
+	acts      map[Kind]past
+}
+
+type past struct {
+	last  time.Time
+	pause time.Duration // before the next
+}
+
+// lasts tells whether a condition holds for d now.
+func (m *memory) lasts(now time.Time, condition string, holds bool, d time.Duration) bool {
+	if !holds {
+		delete(m.since, condition)
+		return false
+	}
+	if _, ok := m.since[condition]; !ok {
+		m.since[condition] = now
+	}
+	return now.Sub(m.since[condition]) >= d
+}
+
+// allow tells whether an act may be done, and remembers it as done.
+func (m *memory) allow(now time.Time, kind Kind) bool {
+	p := m.acts[kind]
+	if now.Sub(p.last) < p.pause {
+		return false
+	}
+	switch {
+	case kind == Resend:
+		p.pause = resendPause
+	case now.Sub(p.last) > 3*lastPause: // it was well in between
+		p.pause = firstPause
+	default:
+		p.pause = min(max(2*p.pause, firstPause), lastPause)
+	}
+	p.last = now
+	m.acts[kind] = p
+	return true
+}
+
+// decide says what to do about a pipeline. It has no effect but on m, and does no I/O.
+func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
+	if m.since == nil {
+		m.since, m.acts, m.moved = map[string]time.Time{}, map[Kind]past{}, now
+	}
+	flow := f.Pipelines[name]
+	do := func(kind Kind, reason string, values ...any) {
+		if m.allow(now, kind) {
+			acts = append(acts, Act{kind, fmt.Sprintf(reason, values...)})
+			if kind == Restart || kind == DropSlot || kind == EndSender {
+				m.since, m.moved = map[string]time.Time{}, now // what comes next is a new story
+			}
+		}
+	}
+	if len(f.MissingTopics) > 0 {
+		do(MakeTopics, "Kafka does not have %v", f.MissingTopics)
+	}
+	slot, connector := flow.Slot, flow.Connector
+	if slot == nil || connector == nil || f.Groups == nil {
+		// Without PostgreSQL, Connect or Kafka nothing can flow, and no restart would help.
+		m.since, m.moved = map[string]time.Time{}, now
+		return acts
+	}
+	if slot.Confirmed != m.confirmed || slot.LagBytes == 0 {
+		m.confirmed, m.moved = slot.Confirmed, now
+	}
+
+	missing := m.lasts(now, "missing", connector.State == Missing, missingAfter)
+	starting := m.lasts(now, "starting", connector.State == Starting, startingAfter)
+	inactive := m.lasts(now, "inactive", connector.State == "RUNNING" && !slot.Active, inactiveAfter)
+	silent := m.lasts(now, "silent", slot.Silence != nil && *slot.Silence >= silentAfter, 0)
+	lost := m.lasts(now, "lost", slot.Exists && slot.WALStatus == "lost", 0)
+	snapshot := slot.Snapshot != nil && *slot.Snapshot < snapshotLimit
+	gone := proven(flow, f.Groups, now)
+	switch waits := waiting(flow, f.Groups, now); {
+	case missing:
+		do(Register, "Kafka Connect does not know the connector")
+	case connector.State == Missing:
+	case connector.State == "PAUSED" || connector.State == "STOPPED":
+		m.moved = now // somebody wants it so
+	case lost:
+		do(DropSlot, "PostgreSQL has invalidated the slot (%s): it can never be read again", slot.Reason)
+	case connector.State == "FAILED":
+		do(Restart, "FAILED: %s", connector.Cause)
+	case starting:
+		do(Restart, "it has no task for %s", startingAfter)
+	case silent:
+		do(EndSender, "the slot's reader has said nothing for %s", slot.Silence.Round(time.Second))
+	case snapshot:
+		m.since, m.moved = map[string]time.Time{}, now // the slot is read only after it
+	case inactive && !slot.Exists:
+		do(Restart, "RUNNING, but its slot is missing: a start makes it and sends the retained outbox")
+	case inactive:
+		do(Restart, "RUNNING, but its slot is not active for %s", inactiveAfter)
+	case connector.State != "RUNNING":
+	case waits > 0 && now.Sub(m.moved) >= stuckAfter:
+		do(Restart, "RUNNING, but %d events wait that Kafka does not have, and for %s nothing was confirmed", waits, now.Sub(m.moved).Round(time.Second))
+	case now.Sub(m.moved) >= deadAfter:
+		do(Restart, "RUNNING, but for %s nothing was confirmed, not even a heartbeat", now.Sub(m.moved).Round(time.Second))
+	case len(gone) > 0:
+		do(Resend, "%d events were confirmed, are in no inbox, and their topics are read to the end: Kafka has lost them; the first is %s on %s",
+			len(gone), gone[0].ID, gone[0].Topic)
+	}
+	return acts
+}
+
+// waiting counts the unseen events that do not wait in Kafka for their consumer: those on
+// topics that are read to their end.
+func waiting(flow Pipeflow, groups map[string]Group, now time.Time) (n int) {
+	for _, u := range flow.Unseen {
+		if now.Sub(u.At()) >= underWay && read(u.Topic, groups) {
+			n++
+		}
+	}
+	return n
+}
+
+// proven are the unseen events that were confirmed to PostgreSQL, and for some time are not in
+// Kafka for their consumer: Kafka had them and has lost them, or their topic was made anew.
+func proven(flow Pipeflow, groups map[string]Group, now time.Time) []Unseen {
+	if flow.Slot == nil || flow.Connector == nil || flow.Connector.State != "RUNNING" || !flow.Slot.Active {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(flow.Unseen), func(u Unseen) bool {
+		return flow.Slot.Confirmed <= u.WAL || now.Sub(u.Noticed) < lostAfter || !read(u.Topic, groups)
+	})
+}
+
+// read tells whether a consumer has members and has read a topic to its end.
+func read(topic string, groups map[string]Group) bool {
+	for _, g := range groups {
+		if lag, consumes := g.Lag[topic]; consumes {
+			return lag == 0 && g.Members > 0
+		}
+	}
+	return false
+}

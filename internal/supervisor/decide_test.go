@@ -1,0 +1,143 @@
+package supervisor
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// scene is a system that is well, for a test to break.
+func scene(at time.Time) (Facts, Pipeflow) {
+	silence := time.Second
+	flow := Pipeflow{
+		Connector: &Connector{State: "RUNNING"},
+		Slot:      &Slot{Exists: true, Active: true, WALStatus: "reserved", WAL: 1000, Confirmed: 1000, Silence: &silence},
+	}
+	return Facts{At: at, Pipelines: map[string]Pipeflow{}, Groups: map[string]Group{
+		"stock-service": {State: "Stable", Members: 1, Lag: map[string]int64{"stock": 0}},
+	}}, flow
+}
+
+// unseenFor is an event that was noticed d ago, in a log that ended at wal then.
+func unseenFor(now time.Time, d time.Duration, wal int64) Unseen {
+	id := uuid.Must(uuid.NewV7()) // of about now
+	ms := now.Add(-d - underWay).UnixMilli()
+	for i := range 6 {
+		id[i] = byte(ms >> (8 * (5 - i)))
+	}
+	return Unseen{ID: id, Topic: "stock", Noticed: now.Add(-d), WAL: wal}
+}
+
+func TestDecide(t *testing.T) {
+	limit := int64(0)
+	minute := time.Minute
+	for name, c := range map[string]struct {
+		break_ func(now time.Time, f *Facts, p *Pipeflow)
+		within time.Duration // the first act comes no later
+		after  time.Duration // and no sooner
+		want   Kind
+		reason string
+	}{
+		"well":             {func(time.Time, *Facts, *Pipeflow) {}, 0, 0, "", ""},
+		"idle, heartbeats": {func(now time.Time, _ *Facts, p *Pipeflow) { p.Slot.Confirmed = now.Unix() / 12 }, 0, 0, "", ""},
+		"failed":           {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector = &Connector{"FAILED", "too large"} }, 0, 0, Restart, "FAILED: too large"},
+		"missing":          {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector.State = Missing }, 6 * time.Second, 4 * time.Second, Register, "does not know"},
+		"no task":          {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector.State = Starting }, 22 * time.Second, 20 * time.Second, Restart, "no task"},
+		"paused": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			p.Connector.State, p.Slot.Active, p.Slot.Confirmed = "PAUSED", false, 5
+		}, 0, 0, "", ""},
+		"stopped, slot lost": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			p.Connector.State, p.Slot.WALStatus = "STOPPED", "lost"
+		}, 0, 0, "", ""},
+		"lost": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			p.Slot.Active, p.Slot.WALStatus, p.Slot.Safe = false, "lost", &limit
+		}, 0, 0, DropSlot, "never be read again"},
+		"nearly lost": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot.WALStatus = "unreserved" }, 0, 0, "", ""},
+		"slot missing": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot = &Slot{WAL: 9} },
+			8 * time.Second, 6 * time.Second, Restart, "its slot is missing"},
+		"not active": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot.Active = false },
+			8 * time.Second, 6 * time.Second, Restart, "not active"},
+		"snapshot": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			p.Slot.Active, p.Slot.Snapshot, p.Slot.Confirmed = false, &minute, 5
+		}, 0, 0, "", ""},
+		"reader gone": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot.Silence = &minute }, 0, 0, EndSender, "said nothing for 1m0s"},
+		"stuck with events": {func(now time.Time, _ *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Slot.LagBytes, p.Unseen = 900, 100, []Unseen{unseenFor(now, 2*time.Second, 950)}
+		}, 12 * time.Second, 10 * time.Second, Restart, "1 events wait that Kafka does not have"},
+		"stuck without events": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot.Confirmed, p.Slot.LagBytes = 900, 100 },
+			32 * time.Second, 30 * time.Second, Restart, "not even a heartbeat"},
+		"a slow consumer": {func(now time.Time, f *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}
+			f.Groups["stock-service"].Lag["stock"] = 7
+		}, 0, 0, "", ""},
+		"lag is not known": {func(now time.Time, f *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}
+			f.Groups["stock-service"].Lag["stock"] = -1
+		}, 0, 0, "", ""},
+		"nobody consumes": {func(now time.Time, f *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}
+			f.Groups["stock-service"] = Group{Lag: map[string]int64{"stock": 0}}
+		}, 0, 0, "", ""},
+		"a long backlog": {func(now time.Time, _ *Facts, p *Pipeflow) { // it moves, and has not come to the event yet
+			p.Slot.Confirmed, p.Slot.LagBytes = now.Unix()/4, 1<<40
+			p.Unseen = []Unseen{unseenFor(now, time.Minute, 1<<40)}
+		}, 0, 0, "", ""},
+		"Kafka has lost it": {func(now time.Time, _ *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, lostAfter, 950)}
+		}, 0, 0, Resend, "Kafka has lost them"},
+		"confirmed a moment ago": {func(now time.Time, _ *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Second, 950)}
+		}, 0, 0, "", ""},
+		"Kafka is down":   {func(_ time.Time, f *Facts, p *Pipeflow) { f.Groups, p.Connector.State = nil, "FAILED" }, 0, 0, "", ""},
+		"Connect is down": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector, p.Slot.Active = nil, false }, 0, 0, "", ""},
+		"a topic is missing": {func(_ time.Time, f *Facts, _ *Pipeflow) { f.MissingTopics = []string{"stock"} },
+			0, 0, MakeTopics, "stock"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &memory{}
+			begin := time.Now()
+			for passed := time.Duration(0); passed <= 2*time.Minute; passed += 2 * time.Second {
+				f, flow := scene(begin.Add(passed))
+				c.break_(f.At, &f, &flow)
+				f.Pipelines["x"] = flow
+				acts := decide(f.At, "x", f, m)
+				if len(acts) == 0 {
+					if c.want != "" && passed >= c.within {
+						t.Fatalf("nothing is done after %s, want %s", passed, c.want)
+					}
+					continue
+				}
+				if len(acts) != 1 || acts[0].Kind != c.want || !strings.Contains(acts[0].Reason, c.reason) || passed < c.after {
+					t.Fatalf("after %s: %+v, want %s: %s", passed, acts, c.want, c.reason)
+				}
+				return
+			}
+		})
+	}
+}
+
+// What does not help is done ever more seldom, and at once again after it has helped for long.
+func TestPauses(t *testing.T) {
+	m := &memory{}
+	begin := time.Now()
+	acts := func(from, to time.Duration, failed bool) (n int) {
+		for passed := from; passed < to; passed += time.Second {
+			f, flow := scene(begin.Add(passed))
+			if failed {
+				flow.Connector.State = "FAILED"
+			}
+			f.Pipelines["x"] = flow
+			n += len(decide(f.At, "x", f, m))
+		}
+		return n
+	}
+	if n := acts(0, 10*time.Minute, true); n < 10 || n > 15 {
+		t.Errorf("%d restarts in 10 minutes", n)
+	}
+	acts(10*time.Minute, 15*time.Minute, false)
+	if n := acts(15*time.Minute, 15*time.Minute+6*time.Second, true); n != 2 {
+		t.Errorf("%d restarts in the first 6 s of a new fault", n)
+	}
+}

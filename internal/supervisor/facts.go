@@ -1,0 +1,275 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"outboxsaga/internal/connect"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+)
+
+// Facts are what one look has found. What could not be asked is nil, and said in Unknown.
+type Facts struct {
+	At            time.Time           `json:"at"`
+	Pipelines     map[string]Pipeflow `json:"pipelines"`
+	MissingTopics []string            `json:"missing_topics,omitempty"`
+	Groups        map[string]Group    `json:"groups,omitempty"` // by consumer group; nil: Kafka does not answer
+	Unknown       []string            `json:"unknown,omitempty"`
+
+	worker connect.Client // one that answers
+}
+
+// Pipeflow is the state of one pipeline.
+type Pipeflow struct {
+	Connector *Connector `json:"connector"` // nil: Connect does not answer
+	Slot      *Slot      `json:"slot"`      // nil: PostgreSQL does not answer
+	// Heartbeat is the time of the connector's newest record on its heartbeat topic; zero: none.
+	Heartbeat time.Time `json:"heartbeat,omitzero"`
+	// Unseen are events that their consumer's inbox does not have, oldest first. An event is looked for
+	// 3 s after it was made.
+	Unseen []Unseen `json:"-"`
+}
+
+// Connector is what Kafka Connect says.
+type Connector struct {
+	// State is that of Connect (RUNNING, FAILED, PAUSED, STOPPED, UNASSIGNED, …) for connector and
+	// task together, the worst of both; or missing, or starting: without a task.
+	State string `json:"state"`
+	Cause string `json:"cause,omitempty"` // of a failure
+}
+
+// States beside those of Connect.
+const (
+	Missing  = "missing"
+	Starting = "starting"
+)
+
+// Slot is what PostgreSQL says of a connector's replication slot. Positions count bytes of the log.
+type Slot struct {
+	Exists    bool   `json:"exists"`
+	Active    bool   `json:"active"`
+	WALStatus string `json:"wal_status,omitempty"` // reserved, extended, unreserved, lost
+	Reason    string `json:"invalidation_reason,omitempty"`
+	WAL       int64  `json:"wal"`       // the end of the log
+	Confirmed int64  `json:"confirmed"` // up to where Kafka has everything
+	LagBytes  int64  `json:"lag_bytes"`
+	Retained  int64  `json:"retained_bytes"` // of the log, kept for this slot
+	// Safe is how many bytes may be written until the slot is lost (max_slot_wal_keep_size); nil: no limit.
+	Safe *int64 `json:"safe_bytes,omitempty"`
+	// Snapshot is how long the connector has been reading the table itself; nil: it does not. The
+	// slot is not active meanwhile.
+	Snapshot *time.Duration `json:"snapshot_ns,omitempty"`
+	// Silence is how long its reader has said nothing; nil: it has no reader.
+	Silence *time.Duration `json:"silence_ns,omitempty"`
+}
+
+// Group is the state of a consumer group.
+type Group struct {
+	State   string           `json:"state"`
+	Members int              `json:"members"`
+	Lag     map[string]int64 `json:"lag"` // records by topic; -1: not known
+}
+
+// Total is the lag over all topics, as far as known.
+func (g Group) Total() (n int64) {
+	for _, lag := range g.Lag {
+		n += max(0, lag)
+	}
+	return n
+}
+
+// Look asks PostgreSQL, Kafka Connect and Kafka. It changes nothing, and takes no longer than
+// some seconds.
+func (s *Supervisor) Look(ctx context.Context) Facts {
+	ctx, cancel := context.WithTimeout(ctx, 6*time.Second)
+	defer cancel()
+	f := Facts{Pipelines: map[string]Pipeflow{}}
+	var mu sync.Mutex
+	unknown := func(what string, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		f.Unknown = append(f.Unknown, fmt.Sprintf("%s: %v", what, err))
+	}
+	var all sync.WaitGroup
+	var connectors map[string]connect.Status
+	all.Go(func() {
+		var err error
+		if f.worker, connectors, err = s.askConnect(ctx); err != nil {
+			unknown("Kafka Connect", err)
+		}
+	})
+	beats := map[string]time.Time{}
+	all.Go(func() {
+		if err := s.askKafka(ctx, &f, beats); err != nil {
+			unknown("Kafka", err)
+		}
+	})
+	slots := make([]*Slot, len(s.cfg.Pipelines))
+	for i, p := range s.cfg.Pipelines {
+		all.Go(func() {
+			var err error
+			if slots[i], err = readSlot(ctx, p); err != nil {
+				unknown("PostgreSQL, "+p.Name, err)
+			}
+		})
+	}
+	all.Wait()
+	for i, p := range s.cfg.Pipelines {
+		flow := Pipeflow{Slot: slots[i], Heartbeat: beats[p.Name]}
+		if connectors != nil {
+			flow.Connector = state(connectors, p.Name)
+		}
+		f.Pipelines[p.Name] = flow
+	}
+	s.follow(ctx, &f, unknown)
+	f.At = time.Now()
+	return f
+}
+
+func state(all map[string]connect.Status, name string) *Connector {
+	st, known := all[name]
+	if !known {
+		return &Connector{State: Missing}
+	}
+	c := &Connector{State: st.Connector.State}
+	if st.Connector.State == "RUNNING" && len(st.Tasks) == 0 {
+		c.State = Starting
+	}
+	for _, one := range append([]connect.State{st.Connector}, st.Tasks...) {
+		if one.State == "FAILED" {
+			return &Connector{State: "FAILED", Cause: one.Cause()}
+		}
+		if one.State != "RUNNING" && c.State == "RUNNING" {
+			c.State = one.State
+		}
+	}
+	return c
+}
+
+// askConnect asks the workers in turn until one answers.
+func (s *Supervisor) askConnect(ctx context.Context) (worker connect.Client, all map[string]connect.Status, err error) {
+	var failed error
+	for _, url := range s.cfg.Workers {
+		worker = connect.Client{URL: url}
+		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
+		all, err = worker.Statuses(ask)
+		cancel()
+		if err == nil {
+			return worker, all, nil
+		}
+		failed = errors.Join(failed, err)
+	}
+	return worker, nil, failed
+}
+
+const selectSlot = `
+SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.wal_status, ''),
+       coalesce(s.invalidation_reason, ''), coalesce(s.confirmed_flush_lsn - '0/0'::pg_lsn, 0)::bigint,
+       coalesce(pg_current_wal_lsn() - s.restart_lsn, 0)::bigint, s.safe_wal_size,
+       extract(epoch FROM clock_timestamp() - coalesce(r.reply_time, r.backend_start))::float8,
+       -- Outside of a snapshot Debezium's sessions have no transaction that lasts.
+       (SELECT extract(epoch FROM max(clock_timestamp() - a.xact_start))::float8 FROM pg_stat_activity a
+        WHERE a.datname = current_database() AND a.application_name LIKE 'Debezium%' AND a.backend_type = 'client backend'
+          AND a.xact_start < clock_timestamp() - interval '1 s')
+FROM (VALUES ($1::name)) want (slot_name)
+LEFT JOIN pg_replication_slots s ON s.slot_name = want.slot_name
+LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid`
+
+func readSlot(ctx context.Context, p Pipeline) (*Slot, error) {
+	var s Slot
+	var silence, snapshot *float64
+	err := p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe, &silence, &snapshot)
+	if err != nil {
+		return nil, err
+	}
+	if s.Exists {
+		s.LagBytes = max(0, s.WAL-s.Confirmed)
+	}
+	s.Silence, s.Snapshot = seconds(silence), seconds(snapshot)
+	return &s, nil
+}
+
+func seconds(n *float64) *time.Duration {
+	if n == nil {
+		return nil
+	}
+	d := time.Duration(max(0, *n) * float64(time.Second))
+	return &d
+}
+
+// askKafka fills in the topics, the groups and the heartbeats.
+func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]time.Time) error {
+	names := make([]string, len(s.cfg.Topics))
+	for i, t := range s.cfg.Topics {
+		names[i] = t.Name
+	}
+	topics, err := s.admin.ListTopics(ctx, names...)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !topics.Has(name) {
+			f.MissingTopics = append(f.MissingTopics, name)
+		}
+	}
+	var groups []string
+	for _, p := range s.cfg.Pipelines {
+		groups = append(groups, p.Group)
+	}
+	lags, err := s.admin.Lag(ctx, groups...)
+	if err != nil {
+		return err
+	}
+	f.Groups = map[string]Group{}
+	for _, l := range lags {
+		if l.Error() != nil {
+			continue // a group that nobody has joined yet
+		}
+		g := Group{State: l.State, Members: len(l.Members), Lag: map[string]int64{}}
+		for topic, partitions := range l.Lag {
+			g.Lag[topic] = lagOf(partitions)
+		}
+		f.Groups[l.Group] = g
+	}
+	for _, p := range s.cfg.Pipelines {
+		topic := "__debezium-heartbeat." + p.Name
+		if !topics.Has(topic) {
+			continue
+		}
+		newest, err := s.admin.ListMaxTimestampOffsets(ctx, topic)
+		if err != nil {
+			return err
+		}
+		newest.Each(func(o kadm.ListedOffset) {
+			if o.Err == nil && o.Timestamp > 0 {
+				beats[p.Name] = time.UnixMilli(o.Timestamp)
+			}
+		})
+	}
+	return nil
+}
+
+// lagOf is the lag over a topic's partitions; -1 if that of one is not known.
+func lagOf(partitions map[int32]kadm.GroupMemberLag) (lag int64) {
+	for _, p := range partitions {
+		if p.Err != nil || p.Lag < 0 {
+			return -1
+		}
+		lag += p.Lag
+	}
+	return lag
+}
+
+// readAll is a query that returns rows of T.
+func readAll[T any](ctx context.Context, p Pipeline, sql string, args ...any) ([]T, error) {
+	rows, err := p.DB.Query(ctx, sql, args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[T])
+}

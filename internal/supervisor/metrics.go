@@ -1,0 +1,97 @@
+package supervisor
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// metrics is what was seen and done, in a registry of its own.
+type metrics struct {
+	registry                                                            *prometheus.Registry
+	lead                                                                prometheus.Gauge
+	acts                                                                *prometheus.CounterVec
+	running, active, lag, retained, safe, silence, beat, unseen, oldest *prometheus.GaugeVec
+	group                                                               *prometheus.GaugeVec
+	unknown                                                             prometheus.Gauge
+}
+
+func newMetrics() *metrics {
+	m := &metrics{registry: prometheus.NewRegistry()}
+	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
+		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
+		m.registry.MustRegister(g)
+		return g
+	}
+	m.running = gauge("cdc_connector_running", "1 if Kafka Connect says RUNNING of connector and task.", "connector")
+	m.active = gauge("cdc_slot_active", "1 if the replication slot is read.", "connector")
+	m.lag = gauge("cdc_slot_lag_bytes", "Log that the connector has not confirmed.", "connector")
+	m.retained = gauge("cdc_slot_retained_bytes", "Log that PostgreSQL keeps for the slot.", "connector")
+	m.safe = gauge("cdc_slot_safe_bytes", "Log that may be written until the slot is lost.", "connector")
+	m.silence = gauge("cdc_slot_silence_seconds", "Time since the slot's reader has said something.", "connector")
+	m.beat = gauge("cdc_heartbeat_age_seconds", "Age of the connector's newest heartbeat in Kafka.", "connector")
+	m.unseen = gauge("outbox_unseen_events", "Events older than 3 s that are not in their consumer's inbox.", "connector")
+	m.oldest = gauge("outbox_oldest_unseen_seconds", "Age of the oldest event that is not in its consumer's inbox; 0: none.", "connector")
+	m.group = gauge("inbox_consumer_lag_records", "Records that a consumer group has not committed.", "group", "topic")
+	m.lead = prometheus.NewGauge(prometheus.GaugeOpts{Name: "supervisor_leads", Help: "1 if this supervisor is the one that acts."})
+	m.unknown = prometheus.NewGauge(prometheus.GaugeOpts{Name: "supervisor_unknown", Help: "What could not be asked in the last look."})
+	m.acts = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "supervisor_acts_total", Help: "Acts, by outcome: done, would (dry run), failed."},
+		[]string{"connector", "act", "outcome"})
+	m.registry.MustRegister(m.lead, m.unknown, m.acts, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+func (m *metrics) leads(is bool) { m.lead.Set(number(is)) }
+
+func (m *metrics) acted(connector string, kind Kind, outcome string) {
+	if outcome != "done" && outcome != "would" {
+		outcome = "failed"
+	}
+	m.acts.WithLabelValues(connector, string(kind), outcome).Inc()
+}
+
+func (m *metrics) show(f Facts) {
+	m.unknown.Set(float64(len(f.Unknown)))
+	for name, flow := range f.Pipelines {
+		m.running.WithLabelValues(name).Set(number(flow.Connector != nil && flow.Connector.State == "RUNNING"))
+		if s := flow.Slot; s != nil {
+			m.active.WithLabelValues(name).Set(number(s.Active))
+			m.lag.WithLabelValues(name).Set(float64(s.LagBytes))
+			m.retained.WithLabelValues(name).Set(float64(s.Retained))
+			m.safe.DeleteLabelValues(name)
+			if s.Safe != nil {
+				m.safe.WithLabelValues(name).Set(float64(*s.Safe))
+			}
+			m.silence.DeleteLabelValues(name)
+			if s.Silence != nil {
+				m.silence.WithLabelValues(name).Set(s.Silence.Seconds())
+			}
+		}
+		if !flow.Heartbeat.IsZero() {
+			m.beat.WithLabelValues(name).Set(f.At.Sub(flow.Heartbeat).Seconds())
+		}
+		m.unseen.WithLabelValues(name).Set(float64(len(flow.Unseen)))
+		m.oldest.WithLabelValues(name).Set(flow.Oldest(f.At).Seconds())
+	}
+	for name, g := range f.Groups {
+		for topic, lag := range g.Lag {
+			m.group.WithLabelValues(name, topic).Set(float64(lag))
+		}
+	}
+}
+
+// Oldest is the age of the oldest unseen event; 0 if there is none.
+func (p Pipeflow) Oldest(now time.Time) time.Duration {
+	if len(p.Unseen) == 0 {
+		return 0
+	}
+	return now.Sub(p.Unseen[0].At())
+}
+
+func number(is bool) float64 {
+	if is {
+		return 1
+	}
+	return 0
+}
