@@ -51,7 +51,7 @@ fi
 packages=("$@")
 if [ $# = 0 ] && [ "${TEST_STACK:-native}" = docker ]; then
   # These two test the native stack itself, and its scripts.
-  mapfile -t packages < <(go list ./... | grep -v -e /internal/devstack$ -e /cmd/outboxctl$)
+  while read -r package; do packages+=("$package"); done < <(go list ./... | grep -v -e '/internal/devstack$' -e '/cmd/outboxctl$')
 elif [ $# = 0 ]; then
   packages=(./...)
 fi

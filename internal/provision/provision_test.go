@@ -85,6 +85,7 @@ func TestProvision(t *testing.T) {
 	t.Run("a row of the outbox becomes a record", func(t *testing.T) { recordOfARow(t, s) })
 	t.Run("events of one aggregate keep the order of their commits", func(t *testing.T) { commitOrder(t, s) })
 	t.Run("roles have no more than they need", func(t *testing.T) { rights(t, s) })
+	t.Run("topics wait for their brokers", func(t *testing.T) { fewBrokers(t, s) })
 	t.Run("a topic with other partitions is refused", func(t *testing.T) {
 		err := provision.Topics(t.Context(), []string{s.Broker()}, 1, provision.Topic{Name: "made", Partitions: 3})
 		if err == nil || !strings.Contains(err.Error(), "has 6 partitions, it must have 3") {

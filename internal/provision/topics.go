@@ -55,13 +55,19 @@ func Topics(ctx context.Context, brokers []string, replicas int16, topics ...Top
 	}
 	for k, names := range kinds {
 		ms := strconv.FormatInt(k.retention.Milliseconds(), 10)
-		made, err := admin.CreateTopics(ctx, k.partitions, replicas, map[string]*string{"retention.ms": &ms}, names...)
-		if err != nil {
-			return fmt.Errorf("create topics: %w", err)
-		}
-		for _, t := range made {
-			if t.Err != nil && !errors.Is(t.Err, kerr.TopicAlreadyExists) {
-				return fmt.Errorf("topic %s: %w %s", t.Topic, t.Err, t.ErrMessage)
+		for {
+			few, err := create(ctx, admin, k.partitions, replicas, ms, names)
+			if err != nil {
+				return err
+			}
+			if few == nil {
+				break
+			}
+			// The brokers of a cluster come one after the other.
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%w: start more brokers, or ask for fewer than %d replicas", few, replicas)
+			case <-time.After(200 * time.Millisecond):
 			}
 		}
 	}
@@ -97,4 +103,22 @@ func Topics(ctx context.Context, brokers []string, replicas int16, topics ...Top
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// create makes topics; few is why a topic could not be made because there are fewer brokers than replicas.
+func create(ctx context.Context, admin *kadm.Client, partitions int32, replicas int16, retention string, names []string) (few, err error) {
+	made, err := admin.CreateTopics(ctx, partitions, replicas, map[string]*string{"retention.ms": &retention}, names...)
+	if err != nil {
+		return nil, fmt.Errorf("create topics: %w", err)
+	}
+	for _, t := range made {
+		switch {
+		case t.Err == nil || errors.Is(t.Err, kerr.TopicAlreadyExists):
+		case errors.Is(t.Err, kerr.InvalidReplicationFactor):
+			few = fmt.Errorf("topic %s: %w %s", t.Topic, t.Err, t.ErrMessage)
+		default:
+			return nil, fmt.Errorf("topic %s: %w %s", t.Topic, t.Err, t.ErrMessage)
+		}
+	}
+	return few, nil
 }
