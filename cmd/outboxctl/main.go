@@ -32,6 +32,7 @@ func newRootCommand() *cobra.Command {
 		newSlotsCommand(),
 		newDemoCommand(),
 		newBenchCommand(),
+		newChaosCommand(),
 		newDeadLettersCommand(),
 		newSagaCommand(),
 		newSuperviseCommand(),

@@ -1,0 +1,275 @@
+// Package chaos shoots at a running system and proves that it lost nothing.
+//
+// [Run] starts a stack of its own, puts orders in at a fixed rate, and injects faults by a
+// schedule that a seed decides. After each fault it measures the time until orders flow again;
+// at the end it lets the system come to rest and audits it. What it asks for is in [Report].
+package chaos
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+)
+
+// Config says what to shoot at, and for how long.
+type Config struct {
+	// Root is the checkout, Bin the folder with the services and outboxctl. Required.
+	Root, Bin string
+	// Dir holds the stack's state; it must not exist or be empty, and is removed. Required.
+	Dir string
+	// Seed decides the schedule: kinds, targets, times.
+	Seed uint64
+	// Duration is how long faults are injected. What runs then is healed and audited.
+	Duration time.Duration
+	// Rate is how many orders are placed a second.
+	Rate int
+	// Instances of each service, Brokers and Workers of Kafka. With one of a kind nobody can take
+	// over: it is started again at once, as an init system would do.
+	Instances, Brokers, Workers int
+	// Fast trades speed of the JVMs for their start-up time.
+	Fast bool
+	// Only names the kinds of faults to inject, in this order, over and over; empty: all, as Seed decides.
+	Only []string
+	// Overlap is the percentage of faults that may begin while another, independent one lasts.
+	Overlap int
+	// Gap is the shortest time between the beginnings of two faults.
+	Gap time.Duration
+	// Limit is how long the flow of orders may take to come back after a fault; longer is a violation.
+	Limit time.Duration
+	// Quiet is how long everything may take to settle at the end.
+	Quiet time.Duration
+	// Out gets the timeline.
+	Out io.Writer
+}
+
+func (c *Config) validate() error {
+	switch {
+	case c.Root == "" || c.Bin == "" || c.Dir == "":
+		return errors.New("chaos: Config.Root, Bin and Dir are required")
+	case c.Duration <= 0 || c.Rate <= 0:
+		return errors.New("chaos: duration and rate must be more than 0")
+	case c.Instances < 1 || c.Brokers < 1 || c.Workers < 1:
+		return errors.New("chaos: there must be at least one instance, broker and worker")
+	case c.Overlap < 0 || c.Overlap > 100:
+		return errors.New("chaos: overlap is a percentage, 0 to 100")
+	}
+	for _, p := range []struct{ value, byDefault *time.Duration }{
+		{&c.Gap, new(2 * time.Second)}, {&c.Limit, new(2 * time.Minute)}, {&c.Quiet, new(3 * time.Minute)},
+	} {
+		if *p.value == 0 {
+			*p.value = *p.byDefault
+		}
+	}
+	if c.Out == nil {
+		c.Out = io.Discard
+	}
+	return nil
+}
+
+// Run runs the whole show. An error means that it could not be run; what the system did wrong is in
+// the report's violations.
+func Run(ctx context.Context, cfg Config) (Report, error) {
+	report := Report{Seed: cfg.Seed, Rate: cfg.Rate, Instances: cfg.Instances, Brokers: cfg.Brokers, Workers: cfg.Workers}
+	if err := cfg.validate(); err != nil {
+		return report, err
+	}
+	w, err := open(ctx, cfg)
+	if w != nil {
+		defer w.close()
+	}
+	if err != nil {
+		return report, err
+	}
+	r := &run{cfg: cfg, world: w, report: &report, begin: time.Now()}
+	err = r.run(ctx)
+	return report, err
+}
+
+// run is a run in progress.
+type run struct {
+	cfg    Config
+	world  *world
+	report *Report
+	load   *load
+	begin  time.Time
+
+	mu     sync.Mutex // guards what follows and report
+	active map[*Event]fault
+}
+
+// say prints a line of the timeline.
+func (r *run) say(format string, args ...any) {
+	fmt.Fprintf(r.cfg.Out, "%7.1fs  %s\n", time.Since(r.begin).Seconds(), fmt.Sprintf(format, args...))
+}
+
+func (r *run) violate(format string, args ...any) {
+	r.mu.Lock()
+	r.report.Violations = append(r.report.Violations, fmt.Sprintf(format, args...))
+	r.mu.Unlock()
+	r.say("VIOLATION: "+format, args...)
+}
+
+func (r *run) run(ctx context.Context) error {
+	r.active = map[*Event]fault{}
+	kinds, skipped := r.world.catalogue()
+	r.report.Skipped = skipped
+	next, err := plan(r.cfg.Seed, kinds, r.cfg.Only)
+	if err != nil {
+		return err
+	}
+	for _, s := range skipped {
+		r.say("left out: %s: %s", s.Kind, s.Reason)
+	}
+	if r.load, err = startLoad(ctx, r.world, r.cfg.Rate, r.cfg.Seed); err != nil {
+		return err
+	}
+	watching, stopWatching := context.WithCancel(ctx)
+	defer stopWatching()
+	var watchers sync.WaitGroup
+	watchers.Go(func() { r.load.watch(watching) })
+	watchers.Go(func() { r.sample(watching) })
+	defer watchers.Wait()
+	defer stopWatching()
+
+	// Faults count from a system that works.
+	if _, err := r.load.flowing(ctx, time.Now(), r.cfg.Limit); err != nil {
+		r.load.stop()
+		return fmt.Errorf("orders do not flow even before the first fault: %w", err)
+	}
+	r.say("seed %d: orders flow at %d/s, faults begin", r.cfg.Seed, r.cfg.Rate)
+	r.shoot(ctx, next)
+	r.say("faults end after %d; waiting for quiet", len(r.report.Faults))
+	r.load.stop()
+	r.settle(ctx)
+	stopWatching()
+	watchers.Wait()
+	r.finish(ctx)
+	return ctx.Err()
+}
+
+// shoot injects faults until the time is over, and waits for the last ones.
+func (r *run) shoot(ctx context.Context, next func() fault) {
+	end := time.Now().Add(r.cfg.Duration)
+	dice := rand.New(rand.NewPCG(r.cfg.Seed, 2))
+	var running sync.WaitGroup
+	defer running.Wait()
+	for ctx.Err() == nil && time.Now().Before(end) {
+		f := next()
+		overlap := dice.IntN(100) < r.cfg.Overlap
+		var e *Event
+		for e == nil {
+			if e = r.begun(f, overlap); e == nil {
+				pause(ctx, 50*time.Millisecond)
+			}
+			if ctx.Err() != nil || !time.Now().Before(end) {
+				break
+			}
+		}
+		if e == nil {
+			return
+		}
+		running.Go(func() { r.inject(ctx, f, e) })
+		pause(ctx, r.cfg.Gap)
+	}
+}
+
+// begun is nil while f has to wait for faults that last.
+func (r *run) begun(f fault, overlap bool) *Event {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.active) > 1 || len(r.active) == 1 && !overlap {
+		return nil
+	}
+	for _, other := range r.active {
+		for _, touched := range other.description().touches {
+			if slices.Contains(f.description().touches, touched) {
+				return nil
+			}
+		}
+	}
+	e := &Event{At: time.Since(r.begin).Seconds(), Kind: f.description().kind, Name: f.description().name, Alone: true}
+	for other := range r.active {
+		e.Alone, other.Alone = false, false
+	}
+	r.active[e] = f
+	r.report.Faults = append(r.report.Faults, e)
+	return e
+}
+
+// inject lets a fault happen, end, and waits for the flow of orders.
+func (r *run) inject(ctx context.Context, f fault, e *Event) {
+	a := f.description()
+	defer func() {
+		r.mu.Lock()
+		delete(r.active, e)
+		r.mu.Unlock()
+	}()
+	r.say("%s", a.name)
+	from := time.Now()
+	failed := func(what string, err error) {
+		r.mu.Lock()
+		e.Error = fmt.Sprintf("%s: %v", what, err)
+		r.mu.Unlock()
+		if ctx.Err() == nil {
+			r.violate("%s: %s: %v", a.name, what, err)
+		}
+	}
+	injected := f.inject(ctx)
+	if injected != nil {
+		failed("inject", injected)
+	}
+	recovered := func() bool {
+		took, err := r.load.flowing(ctx, from, r.cfg.Limit)
+		if err != nil {
+			failed("no normal flow", err)
+			return false
+		}
+		r.mu.Lock()
+		e.Recovery = took.Seconds()
+		r.mu.Unlock()
+		r.say("%s: orders flow again after %.1f s", a.name, took.Seconds())
+		return true
+	}
+	if a.clock == fromFaultUnhealed && injected == nil {
+		recovered()
+	}
+	if a.clock != fromFaultHealed {
+		pause(ctx, a.hold)
+	}
+	if a.clock == fromHeal {
+		from = time.Now()
+	}
+	// What was broken is mended also when the run is ended early.
+	heal, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.Limit)
+	defer cancel()
+	if err := f.heal(heal); err != nil {
+		failed("heal", err)
+		return
+	}
+	if a.clock == fromHeal {
+		// A heal that does several things says when the last began.
+		if h, ok := f.(interface{ healedAt() time.Time }); ok && !h.healedAt().IsZero() {
+			from = h.healedAt()
+		}
+	}
+	if injected != nil {
+		return
+	}
+	if a.clock != fromFaultUnhealed {
+		recovered()
+	} else if _, err := r.load.flowing(ctx, time.Now(), r.cfg.Limit); err != nil { // the heal disturbs too
+		failed("no normal flow after the heal", err)
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

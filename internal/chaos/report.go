@@ -1,0 +1,149 @@
+package chaos
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Report is what a run found. Times are seconds.
+type Report struct {
+	Seed                        uint64
+	Commit                      string
+	Rate                        int
+	Instances, Brokers, Workers int
+	Seconds                     float64 // of faults
+	Quiet                       float64 // until all had settled
+	Faults                      []*Event
+	Skipped                     []Skipped
+	Kinds                       []Row
+	Load                        Load
+	Samples                     int // of conservation, all clean unless there are violations
+	SamplesMissed               int // where the database was what was shot at
+	Violations                  []string
+}
+
+// Event is a fault that was injected.
+type Event struct {
+	At       float64 // since the beginning
+	Kind     string
+	Name     string
+	Recovery float64 // until orders flowed normally
+	Alone    bool    // no other fault lasted meanwhile
+	Error    string  `json:",omitempty"`
+}
+
+// Skipped is a kind of fault that cannot be injected here.
+type Skipped struct{ Kind, Reason string }
+
+// Row is what is said of a kind. Median and Worst are of the faults that were alone.
+type Row struct {
+	Kind          string
+	Count, Alone  int
+	Median, Worst float64
+	WorstOfAll    float64 // with those that overlapped others
+	Bar           float64 `json:",omitempty"` // what Worst should not exceed
+	Met           bool
+}
+
+// Load is what became of the orders and requests.
+type Load struct {
+	Orders, Accepted, Succeeded, Failed, Cancelled int
+	LateAccepted                                   int            // orders that were accepted only after the faults
+	Failures                                       map[string]int // of single requests, by what came in place of an answer
+	Received, Deposited                            int            // goods and money added during the faults
+	Uncertain                                      int            // such requests that were never answered
+}
+
+// bars are the longest times to normal flow, in seconds, by kind.
+var bars = map[string]float64{
+	"service killed": 3, "worker killed": 10, "broker killed": 10, "Postgres killed": 10,
+	"slot lost": 30, "task failed": 20, "task stuck": 20,
+}
+
+// rows sums the faults up, in the order of their kinds' names.
+func rows(faults []*Event) (all []Row) {
+	times := map[string][]float64{}
+	byKind := map[string]*Row{}
+	for _, e := range faults {
+		r := byKind[e.Kind]
+		if r == nil {
+			r = &Row{Kind: e.Kind, Bar: bars[e.Kind]}
+			byKind[e.Kind] = r
+		}
+		r.Count++
+		if e.Error != "" {
+			continue
+		}
+		r.WorstOfAll = max(r.WorstOfAll, e.Recovery)
+		if e.Alone {
+			r.Alone++
+			times[e.Kind] = append(times[e.Kind], e.Recovery)
+		}
+	}
+	for kind, r := range byKind {
+		if of := times[kind]; len(of) > 0 {
+			slices.Sort(of)
+			r.Median, r.Worst = of[len(of)/2], of[len(of)-1]
+			r.Met = r.Bar == 0 || r.Worst <= r.Bar
+		}
+		all = append(all, *r)
+	}
+	slices.SortFunc(all, func(a, b Row) int { return strings.Compare(a.Kind, b.Kind) })
+	return all
+}
+
+// Clean tells that nothing was lost, doubled or left over.
+func (r Report) Clean() bool { return len(r.Violations) == 0 }
+
+// Text is the report for people.
+func (r Report) Text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n%-24s %6s %8s %8s %10s  %s\n", "FAULT", "TIMES", "MEDIAN", "WORST", "OVERLAPPED", "BAR")
+	for _, k := range r.Kinds {
+		bar, overlapped := "", ""
+		if k.Bar > 0 {
+			bar = fmt.Sprintf("%.0f s: %s", k.Bar, map[bool]string{true: "met", false: "MISSED"}[k.Met])
+		}
+		if k.Count > k.Alone {
+			overlapped = fmt.Sprintf("%.1f s", k.WorstOfAll)
+		}
+		fmt.Fprintf(&b, "%-24s %6d %6.1f s %6.1f s %10s  %s\n", k.Kind, k.Count, k.Median, k.Worst, overlapped, bar)
+	}
+	for _, s := range r.Skipped {
+		fmt.Fprintf(&b, "%-24s left out: %s\n", s.Kind, s.Reason)
+	}
+	fmt.Fprintf(&b, "\n%d faults in %.0f s, %d brokers, %d workers, %d instances of each service\n", len(r.Faults), r.Seconds, r.Brokers, r.Workers, r.Instances)
+	fmt.Fprintf(&b, "%d orders at %d/s: %d accepted (%d only after the faults), %d succeeded, %d failed, %d cancelled; all settled %.1f s after the last\n",
+		r.Load.Orders, r.Rate, r.Load.Accepted, r.Load.LateAccepted, r.Load.Succeeded, r.Load.Failed, r.Load.Cancelled, r.Quiet)
+	fmt.Fprintf(&b, "requests that met a fault and were repeated: %v\n", r.Load.Failures)
+	fmt.Fprintf(&b, "conservation held at %d samples\n", r.Samples)
+	if r.Clean() {
+		fmt.Fprintf(&b, "seed %d: CLEAN: 0 events lost, 0 double effects, 0 orders unsettled\n", r.Seed)
+	} else {
+		fmt.Fprintf(&b, "seed %d: %d VIOLATIONS\n", r.Seed, len(r.Violations))
+		for _, v := range r.Violations {
+			fmt.Fprintln(&b, "  "+v)
+		}
+	}
+	return b.String()
+}
+
+// Write writes chaos-SEED.json and chaos-SEED.txt into a folder, which it makes.
+func (r Report) Write(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(dir, fmt.Sprintf("chaos-%d", r.Seed))
+	if err := os.WriteFile(name+".json", append(text, '\n'), 0o644); err != nil {
+		return err
+	}
+	return os.WriteFile(name+".txt", []byte(r.Text()), 0o644)
+}
