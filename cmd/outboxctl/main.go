@@ -37,6 +37,7 @@ func newRootCommand() *cobra.Command {
 		newSagaCommand(),
 		newSuperviseCommand(),
 		newStatusCommand(),
+		newHealthcheckCommand(),
 	)
 	return root
 }
