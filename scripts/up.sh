@@ -6,7 +6,8 @@
 #   scripts/up.sh [--no-demo]
 #
 # STACK_DIR (.stack) holds all state. Ports: POSTGRES_PORT 5432, KAFKA_PORT 9092, CONNECT_PORT 8083,
-# ORDER_PORT 8080, STOCK_PORT 8081, PAYMENT_PORT 8082. Other variables reach the services,
+# ORDER_PORT 8080, STOCK_PORT 8081, PAYMENT_PORT 8082, SUPERVISOR_PORT (the one after CONNECT_PORT, or any that
+# is free). Other variables reach the services,
 # for example ORDER_TIMEOUT=5s.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,5 +42,6 @@ cat <<END
 The system runs: order-service http://127.0.0.1:${ORDER_PORT:-8080}, stock-service :${STOCK_PORT:-8081}, payment-service :${PAYMENT_PORT:-8082}
   scripts/place-order.sh    place an order
   scripts/tail-topics.sh    watch the topics
+  $STACK_DIR/bin/outboxctl status    see all of it
   scripts/down.sh [--wipe]  stop it [and remove its data]
 END

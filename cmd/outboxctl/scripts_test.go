@@ -15,9 +15,10 @@ import (
 
 	"outboxsaga/internal/devstack"
 	"outboxsaga/internal/stacktest"
+	"outboxsaga/internal/system"
 )
 
-var processes = []string{devstack.Postgres, devstack.Kafka, devstack.Connect, "order-service", "stock-service", "payment-service"}
+var processes = []string{devstack.Postgres, devstack.Kafka, devstack.Connect, "order-service", "stock-service", "payment-service", system.SupervisorName}
 
 // checkout runs the scripts as a user does, on ports and in a folder of its own.
 type checkout struct {
@@ -81,6 +82,23 @@ func (c *checkout) contains(text string, parts ...string) {
 	}
 }
 
+// statusIsWell waits until outboxctl status finds nothing to say.
+func (c *checkout) statusIsWell() {
+	c.Helper()
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(300 * time.Millisecond) {
+		cmd := exec.Command(filepath.Join(c.stack.Dir(), "bin", "outboxctl"), "status")
+		cmd.Dir, cmd.Env = stacktest.Root(), c.env
+		out, err := cmd.CombinedOutput()
+		if err == nil {
+			c.contains(string(out), "orderdb    RUNNING  reserved", "order-service    Stable  1", "SUCCESS, ", "Supervisor, last acts:", "All is well.")
+			return
+		}
+		if time.Now().After(end) {
+			c.Fatalf("%v\n%s", err, out)
+		}
+	}
+}
+
 // What a user does with the scripts, in one go.
 func TestScripts(t *testing.T) {
 	c := newCheckout(t)
@@ -108,6 +126,7 @@ func TestScripts(t *testing.T) {
 	}
 
 	c.contains(c.run(true, "place-order.sh"), `"status": "SUCCESS"`, `"settled": true`)
+	c.statusIsWell()
 	c.contains(c.run(true, "place-order.sh", "bob", "book", "1", "5000"), `"status": "FAILED"`, `"COMPENSATED"`)
 	c.contains(c.run(false, "place-order.sh", "alice", "book", "two"), "usage")
 	c.contains(c.run(false, "place-order.sh", "alice", "book", "0"), "quantity")
@@ -146,7 +165,7 @@ func TestScripts(t *testing.T) {
 
 // A port that is taken is named by its variable, and nothing is left running.
 func TestUpWithTakenPort(t *testing.T) {
-	for _, variable := range []string{"CONNECT_PORT", "STOCK_PORT"} {
+	for _, variable := range []string{"CONNECT_PORT", "STOCK_PORT", "SUPERVISOR_PORT"} {
 		t.Run(variable, func(t *testing.T) {
 			c := newCheckout(t)
 			l, err := net.Listen("tcp", "127.0.0.1:0")
