@@ -8,7 +8,7 @@
 #             within 30 s of its start
 #   kill      the first process of each container killed with -9 under load: its policy starts it again,
 #             and in the end no order is open, no event lost, no money charged wrongly
-#   end       down -v leaves nothing
+#   end       services end by themselves on SIGTERM, and down -v leaves nothing
 #
 #   scripts/compose-test.sh              about 8 minutes
 #   scripts/compose-test.sh start kill   some of them; images, start and end always run
@@ -175,14 +175,22 @@ stopped() {
   until_health healthy 60 "${long[@]}" >/dev/null || failed=1
   bar "$service started: all healthy" "$(since "$begin")" 30
 }
+# signal SIGNAL SERVICE: to the first process of its container, from the host. For Docker, docker kill is a stop
+# by hand, whatever the signal, and after the end of that container no policy starts it again.
+signal() {
+  local pid
+  pid=$(docker inspect -f '{{.State.Pid}}' "$(container "$2")")
+  if [ "$(id -u)" = 0 ] && [ -d "/proc/$pid" ]; then kill "-$1" "$pid"
+  else docker run --rm --privileged --pid=host --entrypoint bash postgres:18 -c "kill -$1 $pid"; fi
+}
 # hung SERVICE: its first process is there and does nothing.
 hung() {
   local begin
-  docker kill -s STOP "$(container "$1")" >/dev/null
+  signal STOP "$1"
   begin=$(now)
   until_health unhealthy 30 "$1" >/dev/null || failed=1
   bar "$1 hangs: it is unhealthy" "$(since "$begin")" 15
-  docker kill -s CONT "$(container "$1")" >/dev/null
+  signal CONT "$1"
   begin=$(now)
   until_health healthy 60 "${long[@]}" >/dev/null || failed=1
   bar "$1 goes on: all healthy" "$(since "$begin")" 30
@@ -197,13 +205,6 @@ if [[ $parts == *" health "* ]]; then
   for service in postgres kafka connect; do hung "$service"; done
 fi
 
-# crash SERVICE: kills its first process. docker kill would be a stop by hand, after which no policy starts it.
-crash() {
-  local pid
-  pid=$(docker inspect -f '{{.State.Pid}}' "$(container "$1")")
-  if [ "$(id -u)" = 0 ] && [ -d "/proc/$pid" ]; then kill -9 "$pid"
-  else docker run --rm --privileged --pid=host --entrypoint bash postgres:18 -c "kill -9 $pid"; fi
-}
 sql() { dc exec -T -e PGPASSWORD="$POSTGRES_PASSWORD" postgres psql -h 127.0.0.1 -U postgres -d "$1" -v ON_ERROR_STOP=1 -qtAc "$2" </dev/null; }
 # empty WHAT DATABASE QUERY: the query must find nothing.
 empty() {
@@ -236,7 +237,7 @@ if [[ $parts == *" kill "* ]]; then
     was=$(docker inspect -f '{{.RestartCount}}' "$(container "$service")")
     before=$(wc -l <"$work/accepted")
     begin=$(now)
-    crash "$service"
+    signal KILL "$service"
     while [ "$(docker inspect -f '{{.RestartCount}}' "$(container "$service")")" = "$was" ]; do
       awk -v s="$(since "$begin")" 'BEGIN { exit !(s > 30) }' && { wrong "$service was killed and its policy does not start it"; break; }
       sleep 0.1
@@ -286,6 +287,13 @@ ROUTES
 fi
 
 echo "== end"
+begin=$(now)
+dc stop "${services[@]}" supervisor >/dev/null 2>&1
+for service in "${services[@]}" supervisor; do
+  code=$(docker inspect -f '{{.State.ExitCode}}' "$(container "$service")")
+  [ "$code" = 0 ] || wrong "$service ends with $code after SIGTERM, want 0"
+done
+bar "services and supervisor end by themselves on SIGTERM" "$(since "$begin")" 10
 begin=$(now)
 dc down -v >"$work/down" 2>&1 || { cat "$work/down" >&2; wrong "down -v failed"; }
 for kind in container network volume; do
