@@ -79,7 +79,7 @@ for file in connectors/*.json; do
     fi
     if [ $SECONDS -ge $deadline ]; then
       # A connector that tries again and again says nothing in its status; the worker's log does.
-      cause=$(grep '^Caused by: ' "$STACK_DIR/logs/connect.log" 2>/dev/null | tail -1) || true
+      cause=$(grep -h '^Caused by: ' "$STACK_DIR"/logs/connect*.log 2>/dev/null | tail -1) || true
       die "connector $name does not stream after $timeout s: $missing${cause:+; the worker says: ${cause#Caused by: }} (log: $STACK_DIR/logs/connect.log)"
     fi
     sleep 0.1

@@ -3,22 +3,35 @@
 # PostgreSQL, Kafka and Debezium, builds and starts the services, registers the connectors, and places
 # a few orders. What runs already is left alone; what has died is started again.
 #
-#   scripts/up.sh [--no-demo]
+#   scripts/up.sh [--no-demo] [--brokers 1|3|5] [--workers N] [--replicas N]
+#
+# --brokers 3 --workers 2 --replicas 2: Kafka with three copies of everything, two Connect workers, two instances of
+# each service; any one process may then be gone. Numbers that are not given stay as they were, at first 1.
 #
 # STACK_DIR (.stack) holds all state. Ports: POSTGRES_PORT 5432, KAFKA_PORT 9092, CONNECT_PORT 8083,
 # ORDER_PORT 8080, STOCK_PORT 8081, PAYMENT_PORT 8082, SUPERVISOR_PORT (the one after CONNECT_PORT, or any that
-# is free). Other variables reach the services,
+# is free); the second of a kind is 10 above (ORDER_2_PORT 8090), the third 20. Other variables reach the services,
 # for example ORDER_TIMEOUT=5s.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
+usage() { die "usage: scripts/up.sh [--no-demo] [--brokers 1|3|5] [--workers N] [--replicas N]"; }
 demo=1
-case "${1:-}" in
-  --no-demo) demo= ;;
-  "") ;;
-  *) die "usage: scripts/up.sh [--no-demo]" ;;
-esac
+shape=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --no-demo) demo= ;;
+    --brokers=* | --workers=* | --replicas=*) shape+=("$1") ;;
+    --brokers | --workers | --replicas)
+      [ $# -gt 1 ] || usage
+      shape+=("$1=$2")
+      shift
+      ;;
+    *) usage ;;
+  esac
+  shift
+done
 
 need_go
 want_tools jdk maven jq kcat curl # kcat is for tail-topics.sh only
@@ -31,7 +44,7 @@ echo "building"
 go build -trimpath -o "$STACK_DIR/bin/" ./cmd/outboxctl ./order-service ./stock-service ./payment-service
 
 echo "starting (logs are in $STACK_DIR/logs)"
-"$STACK_DIR/bin/outboxctl" stack up
+"$STACK_DIR/bin/outboxctl" stack up ${shape[@]+"${shape[@]}"}
 scripts/register-connectors.sh
 
 if [ -n "$demo" ] && [ ! -e "$STACK_DIR/.demo" ]; then

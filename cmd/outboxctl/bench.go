@@ -147,10 +147,6 @@ func startBench(ctx context.Context, out io.Writer, o benchOptions) (target benc
 	if root, err = system.Root(); err != nil {
 		return target, root, nil, err
 	}
-	free, err := devstack.FreePorts(4)
-	if err != nil {
-		return target, root, nil, err
-	}
 	dir, err := os.MkdirTemp("", "outboxsaga-bench")
 	if err != nil {
 		return target, root, nil, err
@@ -158,12 +154,15 @@ func startBench(ctx context.Context, out io.Writer, o benchOptions) (target benc
 	if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL may run as another user
 		return target, root, nil, err
 	}
-	stack, err := devstack.Open(devstack.Config{
+	cfg := devstack.Config{
 		Dir: dir, Root: root, Ephemeral: true, Out: out,
-		PostgresPort: free[0], KafkaPort: free[1], ControllerPort: free[2], ConnectPort: free[3],
 		// When an order is final is told by PostgreSQL's own time of the commit.
 		PostgresSettings: []string{"track_commit_timestamp=on"},
-	})
+	}
+	if err := cfg.UseFreePorts(); err != nil {
+		return target, root, nil, err
+	}
+	stack, err := devstack.Open(cfg)
 	if err != nil {
 		return target, root, nil, err
 	}

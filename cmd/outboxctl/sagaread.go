@@ -128,7 +128,7 @@ func openDatabases(ctx context.Context, cmd *cobra.Command) (_ *databases, err e
 			}
 			address, d.local = stack.PostgresURL(s.Database.Name), true
 			if d.brokers == nil {
-				d.brokers = []string{stack.Broker()}
+				d.brokers = stack.Brokers()
 			}
 		}
 		cfg, err := pgx.ParseConfig(address)

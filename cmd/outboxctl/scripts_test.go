@@ -37,11 +37,12 @@ func newCheckout(t *testing.T) *checkout {
 		t.Fatal(err)
 	}
 	c := &checkout{T: t, env: append(os.Environ(), "STACK_DIR="+dir)}
-	ports, err := devstack.FreePorts(7)
+	names := []string{"POSTGRES", "KAFKA", "KAFKA_CONTROLLER", "CONNECT", "ORDER", "STOCK", "PAYMENT", "ORDER_2", "STOCK_2", "PAYMENT_2"}
+	ports, err := devstack.FreePorts(len(names))
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, name := range []string{"POSTGRES", "KAFKA", "KAFKA_CONTROLLER", "CONNECT", "ORDER", "STOCK", "PAYMENT"} {
+	for i, name := range names {
 		c.env = append(c.env, fmt.Sprintf("%s_PORT=%d", name, ports[i]))
 	}
 	c.stack, err = devstack.Open(devstack.Config{Dir: dir, Root: stacktest.Root(), Ephemeral: true})
@@ -134,6 +135,17 @@ func TestScripts(t *testing.T) {
 	c.contains(c.run(true, "tail-topics.sh", "--exit", "payment"), "payment  key=", "type=payment.requested", `"customer_id":"alice"`)
 	c.contains(c.run(false, "tail-topics.sh", "no-such-topic"), "there is no topic no-such-topic", "payment.success")
 	c.contains(c.run(false, "up.sh", "--fast"), "usage")
+	c.contains(c.run(false, "up.sh", "--brokers", "2"), "give 1, 3 or 5")
+	c.contains(c.run(false, "up.sh", "--brokers=3"), "was made with --brokers 1, not 3")
+	for _, step := range []struct {
+		args []string
+		want bool
+	}{{[]string{"--replicas", "2"}, true}, {nil, true}, {[]string{"--replicas=1"}, false}} {
+		c.run(true, "up.sh", step.args...)
+		if _, running := c.stack.PID("stock-service-2"); running != step.want {
+			t.Errorf("after up.sh %v the second instance of stock-service runs: %t", step.args, running)
+		}
+	}
 	c.contains(c.run(false, "down.sh", "--all"), "usage")
 
 	for _, name := range processes {

@@ -132,8 +132,8 @@ func (o systemFlags) open(ctx context.Context, cmd *cobra.Command) (cfg supervis
 		into     *[]string
 		local    func(stack) string
 	}{
-		{"KAFKA_BROKERS", &cfg.Brokers, func(s stack) string { return s.Broker() }},
-		{"CONNECT_URL", &cfg.Workers, func(s stack) string { return s.ConnectURL() }},
+		{"KAFKA_BROKERS", &cfg.Brokers, func(s stack) string { return strings.Join(s.Brokers(), ",") }},
+		{"CONNECT_URL", &cfg.Workers, func(s stack) string { return strings.Join(s.ConnectURLs(), ",") }},
 	} {
 		text := os.Getenv(l.variable)
 		if text == "" {
@@ -153,8 +153,8 @@ func (o systemFlags) open(ctx context.Context, cmd *cobra.Command) (cfg supervis
 // stack is what open needs of the local stack.
 type stack interface {
 	PostgresURL(database string) string
-	Broker() string
-	ConnectURL() string
+	Brokers() []string
+	ConnectURLs() []string
 }
 
 func poolOf(ctx context.Context, address string) (*pgxpool.Pool, error) {

@@ -36,7 +36,7 @@ func TestWorker(t *testing.T) {
 	if err := s.Up(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := system.Provision(ctx, s.PostgresURL("postgres"), nil, []string{s.Broker()}, 1); err != nil {
+	if err := system.Provision(ctx, s.PostgresURL("postgres"), nil, s.Brokers(), 1); err != nil {
 		t.Fatal(err)
 	}
 	client := connect.Client{URL: s.ConnectURL()}
@@ -111,7 +111,7 @@ func wrongSettings(t *testing.T, client connect.Client) {
 // script runs scripts/register-connectors.sh as up.sh does: it must be idempotent, and
 // say what is wrong with a connector in the connector's own words.
 func script(t *testing.T, s *devstack.Stack, client connect.Client) {
-	ports := strings.Split(s.Broker(), ":")
+	ports := strings.Split(s.Brokers()[0], ":")
 	pg, err := pgx.ParseConfig(s.PostgresURL("postgres"))
 	if err != nil {
 		t.Fatal(err)
@@ -198,7 +198,7 @@ func slotGone(t *testing.T, s *devstack.Stack, client connect.Client) {
 // limit bounds the size of a topic's records.
 func limit(t *testing.T, s *devstack.Stack, topic, bytes string) {
 	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -212,7 +212,7 @@ func limit(t *testing.T, s *devstack.Stack, topic, bytes string) {
 // arrived waits for a record with a key.
 func arrived(t *testing.T, s *devstack.Stack, topic, key string) bool {
 	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -28,11 +29,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// The names of the processes, as in NAME.pid and logs/NAME.log.
+// The names of the processes, as in NAME.pid and logs/NAME.log; those of several are NAME, NAME-2, NAME-3.
 const (
 	Postgres = "postgres"
 	Kafka    = "kafka"
 	Connect  = "connect"
+
+	controller = "controller" // of Kafka; a port, not a process
 )
 
 // Config says where a stack lives and where it listens.
@@ -43,8 +46,12 @@ type Config struct {
 	Root string
 	// Cache holds what was resolved. Default: STACK_CACHE, else the user's cache folder.
 	Cache string
-	// The ports on 127.0.0.1. Required; [FreePorts] finds some.
+	// Shape says of what there are several.
+	Shape
+	// The ports on 127.0.0.1. Required; [Config.UseFreePorts] finds some. Further brokers and workers
+	// listen 10 above the one before, unless Ports has another for kafka-2, controller-2, connect-2, ….
 	PostgresPort, KafkaPort, ControllerPort, ConnectPort int
+	Ports                                                map[string]int
 	// Fast trades speed for start-up time and memory, for tests: the JVMs compile little.
 	Fast bool
 	// Ephemeral ties the stack to this process: when it ends, however it ends, the
@@ -73,7 +80,7 @@ type Engines interface {
 
 // PortVariables names the environment variable behind each port, for error messages.
 var portVariables = map[string]string{
-	Postgres: "POSTGRES_PORT", Kafka: "KAFKA_PORT", "controller": "KAFKA_CONTROLLER_PORT", Connect: "CONNECT_PORT",
+	Postgres: "POSTGRES_PORT", Kafka: "KAFKA_PORT", controller: "KAFKA_CONTROLLER_PORT", Connect: "CONNECT_PORT",
 }
 
 // Stack is a folder with processes.
@@ -115,6 +122,9 @@ func Open(cfg Config) (*Stack, error) {
 		return nil, fmt.Errorf("cannot write in %s: choose another folder with STACK_DIR: %w", cfg.Dir, err)
 	}
 	os.Remove(probe)
+	if err := cfg.settle(); err != nil {
+		return nil, err
+	}
 	s := &Stack{cfg: cfg}
 	if cfg.Ephemeral {
 		if s.watchdog, err = watch(cfg.Dir); err != nil {
@@ -139,12 +149,6 @@ func (s *Stack) UserURL(user, database string) string {
 	return fmt.Sprintf("postgres://%s@127.0.0.1:%d/%s?sslmode=disable", user, s.cfg.PostgresPort, database)
 }
 
-// Broker is the address of the Kafka broker.
-func (s *Stack) Broker() string { return hostPort(s.cfg.KafkaPort) }
-
-// ConnectURL is the address of Kafka Connect's REST API.
-func (s *Stack) ConnectURL() string { return "http://" + hostPort(s.cfg.ConnectPort) }
-
 func hostPort(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
 func (s *Stack) kit(ctx context.Context) (Kit, error) {
@@ -160,13 +164,13 @@ func (s *Stack) Resolve(ctx context.Context) error {
 	return err
 }
 
-// Up starts PostgreSQL, Kafka and Kafka Connect, those of them that do not run, and
+// Up starts PostgreSQL, Kafka and Kafka Connect, those of their processes that do not run, and
 // returns when all answer. On an error it stops what it has started.
 func (s *Stack) Up(ctx context.Context) error {
-	return s.UpOnly(ctx, Postgres, Kafka, Connect)
+	return s.UpOnly(ctx, slices.Concat([]string{Postgres}, s.BrokerNames(), s.WorkerNames())...)
 }
 
-// UpOnly is [Stack.Up] for some of the three. Connect needs Kafka.
+// UpOnly is [Stack.Up] for some processes. Connect needs Kafka, and a broker of several the most of them.
 func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 	if s.cfg.Engines != nil {
 		return s.upElsewhere(ctx, names)
@@ -180,24 +184,20 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 	if err != nil {
 		return err
 	}
-	want := map[string]bool{}
-	for _, n := range names {
-		want[n] = true
+	if err := s.remember(); err != nil {
+		return err
 	}
 	var java string
-	if want[Kafka] || want[Connect] {
+	if len(names) > 1 || names[0] != Postgres {
 		if java, err = findJava(ctx); err != nil {
 			return err
 		}
 	}
 	// All at once: the worker waits for its broker.
 	all, ctx := errgroup.WithContext(ctx)
-	start := func(name string, prepare func() (Process, error)) {
-		if !want[name] {
-			return
-		}
+	for _, name := range names {
 		all.Go(func() error {
-			p, err := prepare()
+			p, err := s.engine(ctx, kit, java, name)
 			if err != nil {
 				return err
 			}
@@ -209,10 +209,20 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 			return err
 		})
 	}
-	start(Postgres, func() (Process, error) { return s.postgres(ctx, kit) })
-	start(Kafka, func() (Process, error) { return s.kafka(ctx, kit, java) })
-	start(Connect, func() (Process, error) { return s.connect(kit, java) })
 	return all.Wait()
+}
+
+// engine prepares a process and says how to run it.
+func (s *Stack) engine(ctx context.Context, kit Kit, java, name string) (Process, error) {
+	switch kind, i := Kind(name); {
+	case name == Postgres:
+		return s.postgres(ctx, kit)
+	case kind == Kafka && i <= s.cfg.Brokers:
+		return s.kafka(ctx, kit, java, i)
+	case kind == Connect && i <= s.cfg.Workers:
+		return s.connect(kit, java, i)
+	}
+	return Process{}, fmt.Errorf("there is no %s in this stack", name)
 }
 
 func (s *Stack) upElsewhere(ctx context.Context, names []string) error {
@@ -223,7 +233,7 @@ func (s *Stack) upElsewhere(ctx context.Context, names []string) error {
 			if err := s.cfg.Engines.Up(ctx, name); err != nil {
 				return err
 			}
-			s.Say("  %-16s ready after %.1f s", name, time.Since(begin).Seconds())
+			s.Say("  %-18s ready after %.1f s", name, time.Since(begin).Seconds())
 			return nil
 		})
 	}
@@ -235,16 +245,15 @@ func (s *Stack) elsewhere(name string) bool {
 	return s.cfg.Engines != nil && (name == Postgres || name == Kafka || name == Connect)
 }
 
-// Abort stops what this value has started, newest first: for a start that failed.
+// Abort stops what this value has started: for a start that failed.
 func (s *Stack) Abort() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for i := len(s.started) - 1; i >= 0; i-- {
-		_ = s.Stop(ctx, s.started[i])
-	}
+	started := s.started
 	s.started = nil
+	s.mu.Unlock()
+	_ = s.stopAll(ctx, started, func(string) {})
 }
 
 // Lock keeps other programs that call it from working on the same folder, until unlock

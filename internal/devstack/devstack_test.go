@@ -39,12 +39,10 @@ func TestMain(m *testing.M) {
 }
 
 func config(dir string, change func(*devstack.Config)) devstack.Config {
-	ports, err := devstack.FreePorts(4)
-	if err != nil {
+	c := devstack.Config{Dir: dir, Root: root, Fast: true}
+	if err := c.UseFreePorts(); err != nil {
 		panic(err)
 	}
-	c := devstack.Config{Dir: dir, Root: root, Fast: true,
-		PostgresPort: ports[0], KafkaPort: ports[1], ControllerPort: ports[2], ConnectPort: ports[3]}
 	if change != nil {
 		change(&c)
 	}

@@ -11,10 +11,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -117,36 +119,62 @@ func (s *Stack) jvm(kit Kit, java, name, heap string) []string {
 	return append(args, "-cp", kit.libs())
 }
 
-// kafka formats the storage where it is new and says how to run the broker.
-func (s *Stack) kafka(ctx context.Context, kit Kit, java string) (Process, error) {
-	dir := filepath.Join(s.cfg.Dir, "kafka")
-	conf := filepath.Join(s.cfg.Dir, "broker.properties")
+// kafka formats the storage where it is new and says how to run the i-th broker.
+func (s *Stack) kafka(ctx context.Context, kit Kit, java string, i int) (Process, error) {
+	name := Instance(Kafka, i)
+	dir := filepath.Join(s.cfg.Dir, name)
+	conf := filepath.Join(s.cfg.Dir, Instance("broker", i)+".properties")
+	listener, control := hostPort(s.cfg.port(Kafka, i)), hostPort(s.cfg.port(controller, i))
 	p := Process{
-		Name: Kafka, Port: s.cfg.KafkaPort, PortVariable: portVariables[Kafka],
-		Args:  append(s.jvm(kit, java, Kafka, "-Xmx384m"), "kafka.Kafka", conf),
-		Ready: func(ctx context.Context) error { return s.askKafka(ctx) },
+		Name: name, Port: s.cfg.port(Kafka, i), PortVariable: PortVariable(portVariables[Kafka], i),
+		Args:  append(s.jvm(kit, java, name, "-Xmx384m"), "kafka.Kafka", conf),
+		Ready: func(ctx context.Context) error { return askKafka(ctx, listener, int32(i)) },
 	}
-	if _, running := s.running(Kafka); running {
+	if _, running := s.running(name); running {
 		return p, nil
 	}
-	controller := Process{Name: "the Kafka controller", Port: s.cfg.ControllerPort, PortVariable: portVariables["controller"]}
-	if err := errors.Join(checkPort(p), checkPort(controller)); err != nil {
+	voter := Process{Name: "the controller of " + name, Port: s.cfg.port(controller, i), PortVariable: PortVariable(portVariables[controller], i)}
+	if err := errors.Join(checkPort(p), checkPort(voter)); err != nil {
 		return p, err
 	}
-	if err := s.properties("broker.properties", conf,
-		"node.id=1",
-		"controller.quorum.bootstrap.servers="+hostPort(s.cfg.ControllerPort),
-		"listeners=PLAINTEXT://"+hostPort(s.cfg.KafkaPort)+",CONTROLLER://"+hostPort(s.cfg.ControllerPort),
-		"advertised.listeners=PLAINTEXT://"+hostPort(s.cfg.KafkaPort),
-		"log.dirs="+dir); err != nil {
+	settings := []string{
+		fmt.Sprint("node.id=", i),
+		"listeners=PLAINTEXT://" + listener + ",CONTROLLER://" + control,
+		"advertised.listeners=PLAINTEXT://" + listener,
+		"log.dirs=" + dir,
+	}
+	if err := s.properties("broker.properties", conf, append(settings, s.quorum()...)...); err != nil {
 		return p, err
 	}
-	return p, s.format(ctx, kit, java, conf, dir)
+	return p, s.format(ctx, kit, java, name, conf, dir)
 }
 
-// format prepares the storage of Kafka where that is new, whole or not at all.
-func (s *Stack) format(ctx context.Context, kit Kit, java, conf, dir string) error {
-	begun := filepath.Join(s.cfg.Dir, ".kafka-unformatted")
+// quorum is what the brokers of a cluster are told of each other, and what differs from one alone. The
+// voters are named in the file: those that Kafka would keep in its data could not move to other ports.
+func (s *Stack) quorum() []string {
+	if s.cfg.Brokers == 1 {
+		return []string{"controller.quorum.bootstrap.servers=" + hostPort(s.cfg.ControllerPort)}
+	}
+	var voters []string
+	for i := 1; i <= s.cfg.Brokers; i++ {
+		voters = append(voters, fmt.Sprintf("%d@%s", i, hostPort(s.cfg.port(controller, i))))
+	}
+	copies, inSync := fmt.Sprint(s.ReplicationFactor()), fmt.Sprint(s.ReplicationFactor()-1)
+	return []string{
+		"controller.quorum.voters=" + strings.Join(voters, ","),
+		"default.replication.factor=" + copies,
+		"min.insync.replicas=" + inSync,
+		"offsets.topic.replication.factor=" + copies,
+		"transaction.state.log.replication.factor=" + copies,
+		"transaction.state.log.min.isr=" + inSync,
+		"share.coordinator.state.topic.replication.factor=" + copies,
+		"share.coordinator.state.topic.min.isr=" + inSync,
+	}
+}
+
+// format prepares the storage of a broker where that is new, whole or not at all.
+func (s *Stack) format(ctx context.Context, kit Kit, java, name, conf, dir string) error {
+	begun := filepath.Join(s.cfg.Dir, "."+name+"-unformatted")
 	_, interrupted := os.Stat(begun)
 	if _, err := os.Stat(dir); err == nil && interrupted != nil {
 		return nil
@@ -155,38 +183,58 @@ func (s *Stack) format(ctx context.Context, kit Kit, java, conf, dir string) err
 		return err
 	}
 	args := append(s.jvm(kit, java, "format", "-Xmx128m"), "-XX:TieredStopAtLevel=1",
-		"kafka.tools.StorageTool", "format", "--standalone", "-t", "b3V0Ym94LXNhZ2Etc3RhYw", "-c", conf)
+		"kafka.tools.StorageTool", "format", "-t", "b3V0Ym94LXNhZ2Etc3RhYw", "-c", conf)
+	if s.cfg.Brokers == 1 {
+		args = append(args, "--standalone")
+	}
 	if text, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("format the storage of Kafka: %w: %s", err, bytes.TrimSpace(text))
+		return fmt.Errorf("format the storage of %s: %w: %s", name, err, bytes.TrimSpace(text))
 	}
 	return os.Remove(begun)
 }
 
-func (s *Stack) askKafka(ctx context.Context) error {
+// askKafka is nil when the broker serves: the cluster counts it among its members, and what it has
+// copies of, it has caught up with. A broker that is ready can so bear the loss of another one.
+func askKafka(ctx context.Context, address string, node int32) error {
 	// A closed port is an answer too, and a cheaper one than a client.
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", s.Broker())
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
 	conn.Close()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(address))
 	if err != nil {
 		return err
 	}
 	defer client.Close()
-	return client.Ping(ctx)
+	cluster, err := kadm.NewClient(client).Metadata(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(cluster.Brokers.NodeIDs(), node) {
+		return errors.New("it is not yet a member of its cluster")
+	}
+	for _, t := range cluster.Topics {
+		for _, p := range t.Partitions {
+			if slices.Contains(p.Replicas, node) && !slices.Contains(p.ISR, node) {
+				return fmt.Errorf("it has not yet caught up with partition %d of %s", p.Partition, t.Topic)
+			}
+		}
+	}
+	return nil
 }
 
-// connect says how to run the Connect worker. Hosts and secrets of the connectors
+// connect says how to run the i-th Connect worker. Hosts and secrets of the connectors
 // come from its environment.
-func (s *Stack) connect(kit Kit, java string) (Process, error) {
-	conf := filepath.Join(s.cfg.Dir, "worker.properties")
+func (s *Stack) connect(kit Kit, java string, i int) (Process, error) {
+	name, url := Instance(Connect, i), s.ConnectURLs()[i-1]
+	conf := filepath.Join(s.cfg.Dir, Instance("worker", i)+".properties")
 	p := Process{
-		Name: Connect, Port: s.cfg.ConnectPort, PortVariable: portVariables[Connect],
-		Args: append(s.jvm(kit, java, Connect, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
+		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),
+		Args: append(s.jvm(kit, java, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
 		Env:  []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cfg.PostgresPort), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
 		Ready: func(ctx context.Context) error {
-			req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.ConnectURL()+"/connectors", nil)
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/connectors", nil)
 			if err != nil {
 				return err
 			}
@@ -201,14 +249,21 @@ func (s *Stack) connect(kit Kit, java string) (Process, error) {
 			return nil
 		},
 	}
-	if _, running := s.running(Connect); running {
+	if _, running := s.running(name); running {
 		return p, nil
 	}
-	return p, s.properties("worker.properties", conf,
-		"bootstrap.servers="+s.Broker(),
-		"listeners="+s.ConnectURL(),
+	settings := []string{
+		"bootstrap.servers=" + strings.Join(s.Brokers(), ","),
+		"listeners=" + url,
 		"rest.advertised.host.name=127.0.0.1",
-		"plugin.path="+kit.plugins())
+		"plugin.path=" + kit.plugins(),
+	}
+	if copies := s.ReplicationFactor(); copies > 1 {
+		for _, topic := range []string{"config", "offset", "status"} {
+			settings = append(settings, fmt.Sprintf("%s.storage.replication.factor=%d", topic, copies))
+		}
+	}
+	return p, s.properties("worker.properties", conf, settings...)
 }
 
 // properties copies a file of the folder debezium with more lines at its end.

@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Process is a program that a stack runs.
@@ -122,7 +124,7 @@ func (s *Stack) Await(ctx context.Context, p Process) error {
 		stop()
 		_, running := s.running(p.Name)
 		if err == nil && running {
-			s.Say("  %-16s ready after %.1f s", p.Name, time.Since(begin).Seconds())
+			s.Say("  %-18s ready after %.1f s", p.Name, time.Since(begin).Seconds())
 			return nil
 		}
 		if !running { // whoever answered, it was not this process
@@ -197,19 +199,14 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 	if err != nil {
 		return err
 	}
-	last := map[string]int{Connect: 1, Kafka: 2, Postgres: 3}
-	sort.SliceStable(names, func(i, j int) bool { return last[names[i]] < last[names[j]] })
-	for _, name := range names {
-		if err := s.Stop(ctx, name); err != nil {
-			return err
-		}
-		s.Say("  %-16s stopped", name)
+	if err := s.stopAll(ctx, names, func(name string) { s.Say("  %-18s stopped", name) }); err != nil {
+		return err
 	}
 	if !wipe {
 		return nil
 	}
 	ours := []string{s.postgresDir(), s.postgresDir() + ".new"}
-	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "*.properties", ".*.birth", ".kafka-unformatted", ".lock", "logs", "bin", ".demo"} {
+	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "kafka-[2-9]", "*.properties", ".*.birth", ".kafka*-unformatted", ".shape*", ".lock", "logs", "bin", ".demo"} {
 		found, err := filepath.Glob(filepath.Join(s.cfg.Dir, pattern))
 		if err != nil {
 			return err
@@ -223,6 +220,33 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 	}
 	if err := os.Remove(s.cfg.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.Say("  %s is kept: it holds something else too", s.cfg.Dir)
+	}
+	return nil
+}
+
+// stopAll stops processes, those that others need last. Those of a kind end together: the last of several
+// brokers would wait for the others, to hand its partitions over.
+func (s *Stack) stopAll(ctx context.Context, names []string, stopped func(name string)) error {
+	last := map[string]int{Connect: 1, Kafka: 2, Postgres: 3}
+	var stages [4][]string
+	for _, name := range names {
+		kind, _ := Kind(name)
+		stages[last[kind]] = append(stages[last[kind]], name)
+	}
+	for _, stage := range stages {
+		var all errgroup.Group
+		for _, name := range stage {
+			all.Go(func() error {
+				err := s.Stop(ctx, name)
+				if err == nil {
+					stopped(name)
+				}
+				return err
+			})
+		}
+		if err := all.Wait(); err != nil {
+			return err
+		}
 	}
 	return nil
 }

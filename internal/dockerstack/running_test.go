@@ -54,7 +54,7 @@ func TestWhatRunsIsWhatTheFilesSay(t *testing.T) {
 	if err := s.Up(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := system.Provision(ctx, s.PostgresURL("postgres"), nil, []string{s.Broker()}, 1); err != nil {
+	if err := system.Provision(ctx, s.PostgresURL("postgres"), nil, s.Brokers(), 1); err != nil {
 		t.Fatal(err)
 	}
 	if err := system.Register(ctx, s); err != nil {
@@ -120,7 +120,7 @@ func postgresSays(t *testing.T, s *devstack.Stack) {
 }
 
 func brokerSays(t *testing.T, s *devstack.Stack) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,7 +138,7 @@ func brokerSays(t *testing.T, s *devstack.Stack) {
 
 // The worker tells its settings nobody; its topics and its group do.
 func workerSays(t *testing.T, s *devstack.Stack) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func stack(t *testing.T) *devstack.Stack {
 		if err := provision.Postgres(ctx, s.PostgresURL("postgres"), "", databases()); err != nil {
 			t.Fatal(err)
 		}
-		if err := provision.Topics(ctx, []string{s.Broker()}, 1, topics...); err != nil {
+		if err := provision.Topics(ctx, s.Brokers(), 1, topics...); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -87,7 +87,7 @@ func TestProvision(t *testing.T) {
 	t.Run("roles have no more than they need", func(t *testing.T) { rights(t, s) })
 	t.Run("topics wait for their brokers", func(t *testing.T) { fewBrokers(t, s) })
 	t.Run("a topic with other partitions is refused", func(t *testing.T) {
-		err := provision.Topics(t.Context(), []string{s.Broker()}, 1, provision.Topic{Name: "made", Partitions: 3})
+		err := provision.Topics(t.Context(), s.Brokers(), 1, provision.Topic{Name: "made", Partitions: 3})
 		if err == nil || !strings.Contains(err.Error(), "has 6 partitions, it must have 3") {
 			t.Error(err)
 		}
@@ -96,7 +96,7 @@ func TestProvision(t *testing.T) {
 
 func consume(t *testing.T, s *devstack.Stack, topic string, n int) []*kgo.Record {
 	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,7 @@ func fewBrokers(t *testing.T, s *devstack.Stack) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	begin := time.Now()
-	err := provision.Topics(ctx, []string{s.Broker()}, 3, provision.Topic{Name: "wide", Partitions: 1})
+	err := provision.Topics(ctx, s.Brokers(), 3, provision.Topic{Name: "wide", Partitions: 1})
 	if err == nil || !strings.Contains(err.Error(), "fewer than 3 replicas") {
 		t.Error(err)
 	}

@@ -90,11 +90,10 @@ func use(t testing.TB, names ...string) *devstack.Stack {
 
 // New opens an ephemeral stack on free ports, in a temporary folder whose name holds
 // hint. The caller closes it. Engines are started by the caller.
-func New(hint string) (*devstack.Stack, error) {
-	ports, err := devstack.FreePorts(4)
-	if err != nil {
-		return nil, err
-	}
+func New(hint string) (*devstack.Stack, error) { return NewShape(hint, devstack.Shape{}) }
+
+// NewShape is [New] for more than one broker or worker: processes only, no containers.
+func NewShape(hint string, shape devstack.Shape) (*devstack.Stack, error) {
 	dir, err := os.MkdirTemp("", "outboxsaga-"+hint)
 	if err != nil {
 		return nil, err
@@ -102,9 +101,9 @@ func New(hint string) (*devstack.Stack, error) {
 	if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL may run as another user
 		return nil, err
 	}
-	cfg := devstack.Config{
-		Dir: dir, Root: Root(), Fast: true, Ephemeral: true,
-		PostgresPort: ports[0], KafkaPort: ports[1], ControllerPort: ports[2], ConnectPort: ports[3],
+	cfg := devstack.Config{Dir: dir, Root: Root(), Fast: true, Ephemeral: true, Shape: shape}
+	if err := cfg.UseFreePorts(); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
 	if cfg.Engines, err = engines(cfg); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
@@ -156,7 +155,7 @@ func admin(t testing.TB, s *devstack.Stack, statement string) {
 // Brokers are the addresses of the package's Kafka.
 func Brokers(t testing.TB) []string {
 	t.Helper()
-	return []string{use(t, devstack.Kafka).Broker()}
+	return use(t, devstack.Kafka).Brokers()
 }
 
 // Topic makes a topic with a name of its own.

@@ -54,12 +54,23 @@ var binaries = sync.OnceValues(func() (string, error) {
 // the services' environment. It ends with the test.
 func NewSystem(t testing.TB, instances int, env ...string) *System {
 	t.Helper()
+	return NewSystemShape(t, devstack.Shape{Replicas: instances}, env...)
+}
+
+// NewSystemShape is [NewSystem] with several brokers or workers too. Where tests run in containers, which
+// have one of each, it skips the test.
+func NewSystemShape(t testing.TB, shape devstack.Shape, env ...string) *System {
+	t.Helper()
+	if os.Getenv("TEST_STACK") == "docker" && (shape.Brokers > 1 || shape.Workers > 1) {
+		t.Skip("containers have one broker and one worker; scripts/compose-test.sh tests more")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
 	defer cancel()
-	stack, err := New("system")
+	stack, err := NewShape("system", shape)
 	if err != nil {
 		t.Fatal(err)
 	}
+	instances := stack.Shape().Replicas
 	s := &System{Stack: stack, t: t, processes: map[string]devstack.Process{}, urls: map[string][]string{}}
 	t.Cleanup(s.end)
 	if s.bin, err = binaries(); err != nil {
@@ -185,7 +196,7 @@ func send(ctx context.Context, method, url string, header http.Header, body stri
 // Produce puts records into Kafka that no outbox has sent: duplicates, poison.
 func (s *System) Produce(records ...*kgo.Record) {
 	s.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...))
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -198,7 +209,7 @@ func (s *System) Produce(records ...*kgo.Record) {
 // Records reads what a topic holds now.
 func (s *System) Records(topic string) []*kgo.Record {
 	s.t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
 		s.t.Fatal(err)
 	}

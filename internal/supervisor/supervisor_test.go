@@ -33,7 +33,7 @@ type rig struct {
 // One system serves the tests, one after the other: they break it, and the supervisor mends it.
 func TestSupervisor(t *testing.T) {
 	s := stacktest.NewSystem(t, 1)
-	client, err := kgo.NewClient(kgo.SeedBrokers(s.Broker()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +51,7 @@ func TestSupervisor(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := &rig{System: s, t: t, connect: connect.Client{URL: s.ConnectURL()}, admin: kadm.NewClient(client), first: pipelines[0], config: supervisor.Config{
-		Pipelines: pipelines, Workers: []string{"http://127.0.0.1:1", s.ConnectURL()}, Brokers: []string{s.Broker()},
+		Pipelines: pipelines, Workers: []string{"http://127.0.0.1:1", s.ConnectURL()}, Brokers: s.Brokers(),
 		Topics: system.Topics(), Replicas: 1, Consumer: system.Consumer, Every: time.Second, Instance: "test",
 	}}
 	for path, body := range map[string]string{"payment-service/accounts/alice/deposits": `{"amount":1000000}`, "stock-service/items/book/receipts": `{"quantity":1000}`} {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"outboxsaga/events"
@@ -152,16 +153,16 @@ func Run(ctx context.Context, stack *devstack.Stack, bin string, ports map[strin
 	var processes []devstack.Process
 	all, group := errgroup.WithContext(ctx)
 	// The worker takes longest to start, and needs the rest only for its connectors.
-	all.Go(func() error { return stack.UpOnly(group, devstack.Connect) })
+	all.Go(func() error { return stack.UpOnly(group, stack.WorkerNames()...) })
 	all.Go(func() error {
-		if err := stack.UpOnly(group, devstack.Postgres, devstack.Kafka); err != nil {
+		if err := stack.UpOnly(group, append(stack.BrokerNames(), devstack.Postgres)...); err != nil {
 			return err
 		}
 		begin := time.Now()
-		if err := Provision(group, stack.PostgresURL("postgres"), nil, []string{stack.Broker()}, 1); err != nil {
+		if err := Provision(group, stack.PostgresURL("postgres"), nil, stack.Brokers(), stack.ReplicationFactor()); err != nil {
 			return err
 		}
-		stack.Say("  %-16s ready after %.1f s", "schema, topics", time.Since(begin).Seconds())
+		stack.Say("  %-18s ready after %.1f s", "schema, topics", time.Since(begin).Seconds())
 		for _, svc := range Services() {
 			for i, port := range ports[svc.Name] {
 				p := svc.Process(stack, bin, i+1, port, env...)
@@ -220,17 +221,13 @@ func FreePorts(instances int) (map[string][]int, error) {
 // Process says how a stack runs an instance of the service. The first instance has the service's
 // name, others NAME-2 and so on. env is added to its environment.
 func (s Service) Process(stack *devstack.Stack, bin string, instance, port int, env ...string) devstack.Process {
-	name := s.Name
-	if instance > 1 {
-		name += "-" + strconv.Itoa(instance)
-	}
 	addr := "127.0.0.1:" + strconv.Itoa(port)
 	program := filepath.Join(bin, s.Name)
 	return devstack.Process{
-		Name: name, Args: []string{program}, Port: port, PortVariable: s.PortVariable,
+		Name: devstack.Instance(s.Name, instance), Args: []string{program}, Port: port, PortVariable: devstack.PortVariable(s.PortVariable, instance),
 		Env: append([]string{
 			"DATABASE_URL=" + stack.UserURL(s.Database.Role, s.Database.Name),
-			"KAFKA_BROKERS=" + stack.Broker(), "HTTP_ADDR=" + addr,
+			"KAFKA_BROKERS=" + strings.Join(stack.Brokers(), ","), "HTTP_ADDR=" + addr,
 		}, env...),
 		Ready:   func(ctx context.Context) error { return Ask(ctx, "http://"+addr+"/readyz") },
 		Timeout: 30 * time.Second,
@@ -246,10 +243,11 @@ func Supervisor(stack *devstack.Stack, program string, port int, env ...string) 
 	addr := "127.0.0.1:" + strconv.Itoa(port)
 	return devstack.Process{
 		Name: SupervisorName, Port: port, PortVariable: "SUPERVISOR_PORT",
-		Args: []string{program, "supervise", "--addr", addr, "--connectors", filepath.Join(stack.Root(), "connectors")},
+		Args: []string{program, "supervise", "--addr", addr, "--connectors", filepath.Join(stack.Root(), "connectors"),
+			"--replicas", fmt.Sprint(stack.ReplicationFactor())},
 		Env: append([]string{
 			"ADMIN_DATABASE_URL=" + stack.PostgresURL("postgres"), "ORDER_DATABASE_URL=", "STOCK_DATABASE_URL=", "PAYMENT_DATABASE_URL=",
-			"KAFKA_BROKERS=" + stack.Broker(), "CONNECT_URL=" + stack.ConnectURL(),
+			"KAFKA_BROKERS=" + strings.Join(stack.Brokers(), ","), "CONNECT_URL=" + strings.Join(stack.ConnectURLs(), ","),
 		}, env...),
 		Ready:   func(ctx context.Context) error { return Ask(ctx, "http://"+addr+"/readyz") },
 		Timeout: 30 * time.Second,

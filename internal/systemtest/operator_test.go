@@ -37,7 +37,7 @@ func newOperator(w *world) *operator {
 	if text, err := build.CombinedOutput(); err != nil {
 		w.t.Fatalf("%v: %s", err, text)
 	}
-	o.env = append(o.env, "USER=anna", "KAFKA_BROKERS="+w.Broker())
+	o.env = append(o.env, "USER=anna", "KAFKA_BROKERS="+w.Brokers()[0])
 	for _, s := range []string{"order", "stock", "payment"} {
 		name := strings.ToUpper(s)
 		o.env = append(o.env, name+"_URL="+w.URL(s+"-service", 0), name+"_DATABASE_URL="+w.PostgresURL(s+"db"))
@@ -321,7 +321,7 @@ func stuckBehindStopped(o *operator) {
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	local := []string{"STACK_DIR=" + o.Dir(), "POSTGRES_PORT=" + database.Port(), "KAFKA_PORT=" + port(o.Broker())}
+	local := []string{"STACK_DIR=" + o.Dir(), "POSTGRES_PORT=" + database.Port(), "KAFKA_PORT=" + port(o.Brokers()[0])}
 	for _, s := range []string{"order", "stock", "payment"} {
 		address, err := url.Parse(o.URL(s+"-service", 0))
 		if err != nil {
