@@ -10,8 +10,11 @@
 #             and in the end no order is open, no event lost, no money charged wrongly
 #   end       services end by themselves on SIGTERM, and down -v leaves nothing
 #
-#   scripts/compose-test.sh              about 8 minutes
-#   scripts/compose-test.sh start kill   some of them; images, start and end always run
+#   scale     the profile scale: brokers, a worker and an instance of each service are killed or stopped, and
+#             orders go on through the balancer (only if asked for: it needs 6 GB of memory)
+#
+#   scripts/compose-test.sh               all but scale, about 5 minutes
+#   scripts/compose-test.sh kill scale    some of health, kill, scale; images, start and end always run
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -39,7 +42,8 @@ free_port() {
   export "${1?}"
   port=$((port + 1))
 }
-for name in POSTGRES_PORT KAFKA_PORT CONNECT_PORT ORDER_PORT STOCK_PORT PAYMENT_PORT SUPERVISOR_PORT; do free_port $name; done
+for name in POSTGRES_PORT KAFKA_PORT CONNECT_PORT ORDER_PORT STOCK_PORT PAYMENT_PORT SUPERVISOR_PORT \
+  KAFKA_2_PORT KAFKA_3_PORT BALANCER_ORDER_PORT BALANCER_STOCK_PORT BALANCER_PAYMENT_PORT; do free_port $name; done
 VERSION=test REVISION=$(git rev-parse HEAD 2>/dev/null || echo unknown)
 export VERSION REVISION
 
@@ -104,7 +108,7 @@ until_health() {
 }
 order() { # order CUSTOMER SKU QUANTITY: places an order and prints it once it is settled
   curl -sS --max-time 30 -X POST -H 'Content-Type: application/json' -H 'Prefer: wait=20' \
-    -d "{\"customer_id\":\"$1\",\"items\":[{\"sku\":\"$2\",\"quantity\":$3,\"unit_price\":100}]}" "http://127.0.0.1:$ORDER_PORT/orders"
+    -d "{\"customer_id\":\"$1\",\"items\":[{\"sku\":\"$2\",\"quantity\":$3,\"unit_price\":100}]}" "http://127.0.0.1:${orders:-$ORDER_PORT}/orders"
 }
 put_in() { # put_in: goods and money
   curl -sSf -o /dev/null -X POST -H 'Content-Type: application/json' -d '{"amount":100000000}' "http://127.0.0.1:$PAYMENT_PORT/accounts/alice/deposits"
@@ -220,39 +224,15 @@ place() { # places orders until it is killed; the ids of those that were accepte
     customer=alice
     if [ $((i % 5)) = 0 ]; then customer=bob; fi
     curl -s --max-time 5 -X POST -H 'Content-Type: application/json' \
-      -d "{\"customer_id\":\"$customer\",\"items\":[{\"sku\":\"book\",\"quantity\":1,\"unit_price\":100}]}" "http://127.0.0.1:$ORDER_PORT/orders" |
+      -d "{\"customer_id\":\"$customer\",\"items\":[{\"sku\":\"book\",\"quantity\":1,\"unit_price\":100}]}" "http://127.0.0.1:${orders:-$ORDER_PORT}/orders" |
       jq -r '.id // empty' >>"$1" 2>/dev/null || true
     sleep 0.01
   done
 }
 POSTGRES_PASSWORD=${POSTGRES_PASSWORD:-$(sed -n 's/^POSTGRES_PASSWORD=//p' .env)}
-if [[ $parts == *" kill "* ]]; then
-  echo "== kill"
-  put_in
-  : >"$work/accepted"
-  place "$work/accepted" &
-  load_pid=$!
-  for service in "${long[@]}"; do
-    sleep 2
-    was=$(docker inspect -f '{{.RestartCount}}' "$(container "$service")")
-    before=$(wc -l <"$work/accepted")
-    begin=$(now)
-    signal KILL "$service"
-    while [ "$(docker inspect -f '{{.RestartCount}}' "$(container "$service")")" = "$was" ]; do
-      awk -v s="$(since "$begin")" 'BEGIN { exit !(s > 30) }' && { wrong "$service was killed and its policy does not start it"; break; }
-      sleep 0.1
-    done
-    until_health healthy 90 "${long[@]}" >/dev/null || failed=1
-    bar "$service killed: all healthy again" "$(since "$begin")" 60
-    begin=$(now)
-    settled=$(order alice book 1 | jq -r '.settled | tostring' 2>/dev/null || echo "no answer")
-    [ "$settled" = true ] || wrong "after $service was killed an order is not settled within 20 s: $settled"
-    printf '    accepted meanwhile: %d; an order placed then settles within %.1f s\n' "$(($(wc -l <"$work/accepted") - before))" "$(since "$begin")"
-  done
-  kill "$load_pid" 2>/dev/null || true
-  wait "$load_pid" 2>/dev/null || true
-  load_pid=
-
+# audit: no accepted order is lost or open, no event lost, no money or goods made or gone.
+audit() {
+  local open from to topics charged earned database
   echo "== audit"
   open="SELECT id FROM orders WHERE payment_status IN ('IN_PROGRESS', 'COMPENSATING') OR stock_status IN ('IN_PROGRESS', 'COMPENSATING')"
   for _ in $(seq 60); do [ -n "$(sql orderdb "$open LIMIT 1")" ] || break; sleep 1; done
@@ -284,22 +264,91 @@ ROUTES
   empty "accounts not conserved" paymentdb "SELECT customer_id FROM accounts WHERE deposited <> balance + charged OR balance < 0"
   empty "items not conserved" stockdb "SELECT sku FROM items WHERE received <> available + reserved OR available < 0"
   for database in orderdb stockdb paymentdb; do empty "dead letters in $database" "$database" "SELECT id FROM dead_letters"; done
+}
+stop_load() {
+  kill "$load_pid" 2>/dev/null || true
+  wait "$load_pid" 2>/dev/null || true
+  load_pid=
+}
+if [[ $parts == *" kill "* ]]; then
+  echo "== kill"
+  put_in
+  : >"$work/accepted"
+  place "$work/accepted" &
+  load_pid=$!
+  for service in "${long[@]}"; do
+    sleep 2
+    was=$(docker inspect -f '{{.RestartCount}}' "$(container "$service")")
+    before=$(wc -l <"$work/accepted")
+    begin=$(now)
+    signal KILL "$service"
+    while [ "$(docker inspect -f '{{.RestartCount}}' "$(container "$service")")" = "$was" ]; do
+      awk -v s="$(since "$begin")" 'BEGIN { exit !(s > 30) }' && { wrong "$service was killed and its policy does not start it"; break; }
+      sleep 0.1
+    done
+    until_health healthy 90 "${long[@]}" >/dev/null || failed=1
+    bar "$service killed: all healthy again" "$(since "$begin")" 60
+    begin=$(now)
+    settled=$(order alice book 1 | jq -r '.settled | tostring' 2>/dev/null || echo "no answer")
+    [ "$settled" = true ] || wrong "after $service was killed an order is not settled within 20 s: $settled"
+    printf '    accepted meanwhile: %d; an order placed then settles within %.1f s\n' "$(($(wc -l <"$work/accepted") - before))" "$(since "$begin")"
+  done
+  stop_load
+  audit
 fi
 
-echo "== end"
-begin=$(now)
-dc stop "${services[@]}" supervisor >/dev/null 2>&1
-for service in "${services[@]}" supervisor; do
-  code=$(docker inspect -f '{{.State.ExitCode}}' "$(container "$service")")
-  [ "$code" = 0 ] || wrong "$service ends with $code after SIGTERM, want 0"
-done
-bar "services and supervisor end by themselves on SIGTERM" "$(since "$begin")" 10
-begin=$(now)
-dc down -v >"$work/down" 2>&1 || { cat "$work/down" >&2; wrong "down -v failed"; }
-for kind in container network volume; do
-  left=$(docker $kind ls -q $([ $kind != container ] || echo -a) --filter "label=com.docker.compose.project=$project")
-  [ -z "$left" ] || wrong "down -v left a $kind: $left"
-done
-printf '  %-52s %6.1f s\n' "down -v, nothing is left" "$(since "$begin")"
+end() {
+  echo "== end"
+  begin=$(now)
+  dc stop "${services[@]}" supervisor >/dev/null 2>&1
+  for service in "${services[@]}" supervisor; do
+    code=$(docker inspect -f '{{.State.ExitCode}}' "$(container "$service")")
+    [ "$code" = 0 ] || wrong "$service ends with $code after SIGTERM, want 0"
+  done
+  bar "services and supervisor end by themselves on SIGTERM" "$(since "$begin")" 10
+  begin=$(now)
+  dc down -v >"$work/down" 2>&1 || { cat "$work/down" >&2; wrong "down -v failed"; }
+  for kind in container network volume; do
+    left=$(docker $kind ls -q $([ $kind != container ] || echo -a) --filter "label=com.docker.compose.project=$project")
+    [ -z "$left" ] || wrong "down -v left a $kind: $left"
+  done
+  printf '  %-52s %6.1f s\n' "down -v, nothing is left" "$(since "$begin")"
+}
+end
+
+if [[ $parts == *" scale "* ]]; then
+  echo "== scale"
+  set -a
+  . ./scale.env
+  set +a
+  long+=(kafka-2 kafka-3 connect-2 order-service-2 stock-service-2 payment-service-2)
+  orders=$BALANCER_ORDER_PORT
+  begin=$(now)
+  dc up -d >"$work/up" 2>&1 || { tail -20 "$work/up" >&2; die "up of the profile scale failed"; }
+  until_health healthy 150 "${long[@]}" >/dev/null
+  bar "three brokers, two workers, two of each: all healthy" "$(since "$begin")" 120
+  put_in
+  : >"$work/accepted"
+  place "$work/accepted" &
+  load_pid=$!
+  for service in kafka-2 connect order-service stock-service payment-service kafka; do
+    sleep 3
+    before=$(wc -l <"$work/accepted")
+    begin=$(now)
+    docker kill "$(container "$service")" >/dev/null # a stop by hand: it stays away
+    settled=
+    while [ "$settled" != true ] && awk -v s="$(since "$begin")" 'BEGIN { exit !(s < 60) }'; do
+      settled=$(order alice book 1 2>/dev/null | jq -r '.settled | tostring' 2>/dev/null || true)
+    done
+    bar "$service gone: an order is settled" "$(since "$begin")" 60
+    printf '    accepted meanwhile: %d\n' "$(($(wc -l <"$work/accepted") - before))"
+    dc start "$service" >/dev/null 2>&1
+    until_health healthy 90 "${long[@]}" >/dev/null || failed=1
+  done
+  stop_load
+  audit
+  services+=(order-service-2 stock-service-2 payment-service-2)
+  end
+fi
 [ $failed = 0 ] || { trap - EXIT; kill "$guard_pid" 2>/dev/null || true; rm -rf "$work"; die "some bars were missed"; }
 echo "all bars are met"
