@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -17,8 +18,18 @@ func main() {
 	defer stop()
 	if err := newRootCommand().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "outboxctl:", err)
+		var coded exitCode
+		if errors.As(err, &coded) {
+			os.Exit(coded.code)
+		}
 		os.Exit(1)
 	}
+}
+
+// exitCode is an error with an exit code of its own; others have 1.
+type exitCode struct {
+	error
+	code int
 }
 
 func newRootCommand() *cobra.Command {
@@ -37,6 +48,7 @@ func newRootCommand() *cobra.Command {
 		newSagaCommand(),
 		newSuperviseCommand(),
 		newStatusCommand(),
+		newAuditCommand(),
 		newHealthcheckCommand(),
 	)
 	return root

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -58,6 +59,7 @@ type superviseOptions struct {
 type systemFlags struct {
 	connectors string
 	replicas   int16
+	timeout    time.Duration // of a statement; 0: 5 s
 }
 
 func (o *systemFlags) add(c *cobra.Command) {
@@ -75,17 +77,6 @@ func envOr(name, byDefault string) string {
 // open finds the parts of the system by the environment, or else those of the local stack. It connects
 // to nothing.
 func (o systemFlags) open(ctx context.Context, cmd *cobra.Command) (cfg supervisor.Config, closeAll func(), err error) {
-	pools := map[string]*pgxpool.Pool{}
-	closeAll = func() {
-		for _, p := range pools {
-			p.Close()
-		}
-	}
-	defer func() {
-		if err != nil {
-			closeAll()
-		}
-	}()
 	// The local stack, opened when something of it is needed.
 	local := func(of func(stack) string) (string, error) {
 		s, err := openStack(cmd)
@@ -105,28 +96,15 @@ func (o systemFlags) open(ctx context.Context, cmd *cobra.Command) (cfg supervis
 	if err != nil {
 		return cfg, closeAll, err
 	}
-	for _, s := range system.Services() {
-		name := s.Database.Name
-		variable := strings.ToUpper(strings.TrimSuffix(s.Name, "-service")) + "_DATABASE_URL"
-		address := os.Getenv(variable)
-		if admin := os.Getenv("ADMIN_DATABASE_URL"); address == "" && admin != "" {
-			variable = "ADMIN_DATABASE_URL"
-			u, err := url.Parse(admin)
-			if err != nil {
-				return cfg, closeAll, errors.New("ADMIN_DATABASE_URL is not a URL: want postgres://user:password@host:port/postgres")
-			}
-			u.Path = "/" + name
-			address = u.String()
-		}
-		if address == "" {
-			if address, err = local(func(s stack) string { return s.PostgresURL(name) }); err != nil {
-				return cfg, closeAll, fmt.Errorf("%w (or set %s)", err, variable)
-			}
-		}
-		if pools[name], err = poolOf(ctx, address); err != nil {
-			return cfg, closeAll, fmt.Errorf("%s is not the URL of a database: want postgres://user:password@host:port/%s", variable, name)
-		}
+	pools, closeAll, err := o.databases(ctx, cmd)
+	if err != nil {
+		return cfg, closeAll, err
 	}
+	defer func() {
+		if err != nil {
+			closeAll()
+		}
+	}()
 	for _, l := range []struct {
 		variable string
 		into     *[]string
@@ -150,6 +128,28 @@ func (o systemFlags) open(ctx context.Context, cmd *cobra.Command) (cfg supervis
 	return cfg, closeAll, err
 }
 
+// databaseURL is where a service's database is: at its own variable (say ORDER_DATABASE_URL), at
+// ADMIN_DATABASE_URL, or in the local stack.
+func databaseURL(cmd *cobra.Command, s system.Service) (address, variable string, err error) {
+	variable = strings.ToUpper(strings.TrimSuffix(s.Name, "-service")) + "_DATABASE_URL"
+	if address = os.Getenv(variable); address != "" {
+		return address, variable, nil
+	}
+	if admin := os.Getenv("ADMIN_DATABASE_URL"); admin != "" {
+		u, err := url.Parse(admin)
+		if err != nil {
+			return "", "ADMIN_DATABASE_URL", errors.New("it is not a URL: want postgres://user:password@host:port/postgres")
+		}
+		u.Path = "/" + s.Database.Name
+		return u.String(), "ADMIN_DATABASE_URL", nil
+	}
+	local, err := openStack(cmd)
+	if err != nil {
+		return "", variable, err
+	}
+	return local.PostgresURL(s.Database.Name), variable, nil
+}
+
 // stack is what open needs of the local stack.
 type stack interface {
 	PostgresURL(database string) string
@@ -157,15 +157,15 @@ type stack interface {
 	ConnectURLs() []string
 }
 
-func poolOf(ctx context.Context, address string) (*pgxpool.Pool, error) {
+func poolOf(ctx context.Context, address string, timeout time.Duration) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(address)
 	if err != nil {
-		return nil, err
+		return nil, errors.New("it is not the URL of a database: want postgres://user:password@host:port/database") // the parser's reason may quote the password
 	}
 	cfg.MaxConns = 4
 	cfg.ConnConfig.ConnectTimeout = 3 * time.Second
 	cfg.ConnConfig.RuntimeParams["application_name"] = "outboxctl"
-	cfg.ConnConfig.RuntimeParams["statement_timeout"] = "5s"
+	cfg.ConnConfig.RuntimeParams["statement_timeout"] = fmt.Sprint(cmp.Or(timeout, 5*time.Second).Milliseconds())
 	return pgxpool.NewWithConfig(ctx, cfg)
 }
 
