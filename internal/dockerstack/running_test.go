@@ -113,7 +113,7 @@ func postgresSays(t *testing.T, s *devstack.Stack) {
 	if _, err := pgx.ForEachRow(rows, []any{&name, &setting}, func() error { got[name] = setting; return nil }); err != nil {
 		t.Fatal(err)
 	}
-	same(t, settings(t, "postgresql.conf"), got)
+	same(t, settings(t, "postgresql.conf"), got, "listen_addresses")
 	if err := conn.QueryRow(t.Context(), `SHOW max_slot_wal_keep_size`).Scan(&setting); err != nil || setting != settings(t, "postgresql.conf")["max_slot_wal_keep_size"] {
 		t.Error("the file is read, but not in force:", setting, err)
 	}
