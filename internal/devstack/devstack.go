@@ -59,6 +59,8 @@ type Config struct {
 	Ephemeral bool
 	// PostgresSettings are added to debezium/postgresql.conf, as name=value.
 	PostgresSettings []string
+	// Detours are ways to the engines by way of something else. For tests of a failing network.
+	Detours Detours
 	// Engines, if set, run the three in place of processes; this stack's ports lead to them.
 	// For tests in containers.
 	Engines Engines

@@ -137,12 +137,7 @@ func (s *Stack) kafka(ctx context.Context, kit Kit, java string, i int) (Process
 	if err := errors.Join(checkPort(p), checkPort(voter)); err != nil {
 		return p, err
 	}
-	settings := []string{
-		fmt.Sprint("node.id=", i),
-		"listeners=PLAINTEXT://" + listener + ",CONTROLLER://" + control,
-		"advertised.listeners=PLAINTEXT://" + listener,
-		"log.dirs=" + dir,
-	}
+	settings := append(s.cfg.Detours.settings(name, listener, control), fmt.Sprint("node.id=", i), "log.dirs="+dir)
 	if err := s.properties("broker.properties", conf, append(settings, s.quorum()...)...); err != nil {
 		return p, err
 	}
@@ -232,7 +227,7 @@ func (s *Stack) connect(kit Kit, java string, i int) (Process, error) {
 	p := Process{
 		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),
 		Args: append(s.jvm(kit, java, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
-		Env:  []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cfg.PostgresPort), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
+		Env:  []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
 		Ready: func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/connectors", nil)
 			if err != nil {
@@ -253,7 +248,7 @@ func (s *Stack) connect(kit Kit, java string, i int) (Process, error) {
 		return p, nil
 	}
 	settings := []string{
-		"bootstrap.servers=" + strings.Join(s.Brokers(), ","),
+		"bootstrap.servers=" + s.bootstrap(),
 		"listeners=" + url,
 		"rest.advertised.host.name=127.0.0.1",
 		"plugin.path=" + kit.plugins(),
