@@ -21,8 +21,13 @@ type config struct {
 	addr          string          // HTTP_ADDR: host:port, default set by the service
 	log           *slog.Logger    // LOG_LEVEL: debug, info (default), warn, error; LOG_FORMAT: text (default), json
 	instance      string          // INSTANCE_ID: unique in the consumer group; default none
+	session       time.Duration   // SESSION_TIMEOUT: after which an instance that says nothing loses its partitions; default 2s
 	shutdownDelay time.Duration   // SHUTDOWN_DELAY: how long requests still come after readyz went red; default 0
 }
+
+// sessionTimeout is the default of SESSION_TIMEOUT: orders whose partitions a killed instance had wait so
+// long. Heartbeats do not wait for the work in hand, so it can be short.
+const sessionTimeout = 2 * time.Second
 
 // configError is the operator's mistake: exit code 2.
 type configError struct{ error }
@@ -59,6 +64,12 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 	}
 	if err := checkAddress(c.addr); err != nil {
 		return c, badConfig("HTTP_ADDR: %w", err)
+	}
+	if c.session, err = duration(getenv, "SESSION_TIMEOUT", sessionTimeout); err != nil {
+		return c, err
+	}
+	if c.session < time.Second || c.session > 30*time.Second {
+		return c, badConfig("SESSION_TIMEOUT is %s: it must be from 1s to 30s", c.session)
 	}
 	c.shutdownDelay, err = duration(getenv, "SHUTDOWN_DELAY", 0)
 	return c, err

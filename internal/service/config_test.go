@@ -70,6 +70,8 @@ func TestBadConfigurationIsOneClearLine(t *testing.T) {
 		{"LOG_FORMAT", "xml", "text or json"},
 		{"SHUTDOWN_DELAY", "5", "like 500ms"},
 		{"SHUTDOWN_DELAY", "-5s", "like 500ms"},
+		{"SESSION_TIMEOUT", "500ms", "from 1s to 30s"},
+		{"SESSION_TIMEOUT", "1m", "from 1s to 30s"},
 	} {
 		_, err := readConfig(environment(c.name, c.value), io.Discard, "stock-service", "127.0.0.1:8081")
 		switch {

@@ -310,6 +310,6 @@ func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *me
 		DeadLetter: func(d inbox.DeadLetter) (outbox.Event, error) {
 			return announce(svc.DeadLetterTopic, svc.DeadLetterType, d)
 		},
-		InstanceID: cfg.instance, Logger: cfg.log, Hooks: hooks,
+		InstanceID: cfg.instance, SessionTimeout: cfg.session, Logger: cfg.log, Hooks: hooks,
 	})
 }
