@@ -85,6 +85,8 @@ func (m *memory) allow(now time.Time, kind Kind) bool {
 	switch {
 	case kind == Resend:
 		p.pause = resendPause
+	case kind == MakeTopics: // it mends at once, and cannot hurt; the next time it is another topic
+		p.pause = firstPause
 	case now.Sub(p.last) > 3*lastPause: // it was well in between
 		p.pause = firstPause
 	default:
