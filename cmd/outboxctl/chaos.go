@@ -36,12 +36,12 @@ violated. The services are taken from --bin.`,
 	f.Uint64Var(&cfg.Seed, "seed", 0, "decides the schedule of faults; default: chosen, and printed")
 	f.Float64Var(&minutes, "minutes", 5, "how long faults are injected")
 	f.IntVar(&cfg.Rate, "rate", 50, "orders/s")
-	f.StringVar(&out, "out", "", "folder for chaos-SEED.json and chaos-SEED.txt")
+	f.StringVar(&out, "out", "", "folder for chaos-SEED.json and chaos-SEED.txt, and for logs if the run is not clean")
 	f.StringVar(&cfg.Bin, "bin", "", "folder of the services' binaries (required)")
 	f.IntVar(&cfg.Instances, "replicas", 2, "instances of each service")
-	f.IntVar(&cfg.Brokers, "brokers", 1, "Kafka brokers")
-	f.IntVar(&cfg.Workers, "workers", 1, "Kafka Connect workers")
-	f.IntVar(&cfg.Overlap, "overlap", 25, "percent of the faults that may begin while an independent one lasts")
+	f.IntVar(&cfg.Brokers, "brokers", 3, "Kafka brokers")
+	f.IntVar(&cfg.Workers, "workers", 2, "Kafka Connect workers")
+	f.IntVar(&cfg.Overlap, "overlap", 50, "percent of the faults that may begin while an independent one lasts")
 	f.StringSliceVar(&cfg.Only, "only", nil, "kinds of faults, one after the other, in place of all by the seed")
 	_ = c.MarkFlagRequired("bin") // the flag exists
 	return c
@@ -60,7 +60,8 @@ func runChaos(ctx context.Context, cmd *cobra.Command, cfg chaos.Config, out str
 	if err := os.Chmod(cfg.Dir, 0o755); err != nil { // PostgreSQL may run as another user
 		return err
 	}
-	cfg.Out = cmd.OutOrStdout()
+	cfg.Out, cfg.Logs = cmd.OutOrStdout(), out
+	cfg.Fast = true // or starting JVMs would be most of what is measured
 	fmt.Fprintf(cfg.Out, "seed %d\n", cfg.Seed)
 	report, err := chaos.Run(ctx, cfg)
 	if err != nil {

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -43,6 +45,8 @@ type Config struct {
 	Limit time.Duration
 	// Quiet is how long everything may take to settle at the end.
 	Quiet time.Duration
+	// Logs, if set, is a folder for the logs of a run that was not clean.
+	Logs string
 	// Out gets the timeline.
 	Out io.Writer
 }
@@ -59,7 +63,7 @@ func (c *Config) validate() error {
 		return errors.New("chaos: overlap is a percentage, 0 to 100")
 	}
 	for _, p := range []struct{ value, byDefault *time.Duration }{
-		{&c.Gap, new(2 * time.Second)}, {&c.Limit, new(2 * time.Minute)}, {&c.Quiet, new(3 * time.Minute)},
+		{&c.Gap, new(time.Second)}, {&c.Limit, new(2 * time.Minute)}, {&c.Quiet, new(8 * time.Minute)},
 	} {
 		if *p.value == 0 {
 			*p.value = *p.byDefault
@@ -87,6 +91,9 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	}
 	r := &run{cfg: cfg, world: w, report: &report, begin: time.Now()}
 	err = r.run(ctx)
+	if cfg.Logs != "" && (err != nil || !report.Clean()) {
+		err = errors.Join(err, os.CopyFS(filepath.Join(cfg.Logs, fmt.Sprint("logs-", time.Now().Unix())), os.DirFS(filepath.Join(cfg.Dir, "logs"))))
+	}
 	return report, err
 }
 
@@ -204,6 +211,9 @@ func (r *run) begun(f fault, overlap bool) *Event {
 // inject lets a fault happen, end, and waits for the flow of orders.
 func (r *run) inject(ctx context.Context, f fault, e *Event) {
 	a := f.description()
+	if f, ok := f.(interface{ end(context.Context) }); ok {
+		defer f.end(context.WithoutCancel(ctx))
+	}
 	defer func() {
 		r.mu.Lock()
 		delete(r.active, e)
@@ -250,12 +260,6 @@ func (r *run) inject(ctx context.Context, f fault, e *Event) {
 	if err := f.heal(heal); err != nil {
 		failed("heal", err)
 		return
-	}
-	if a.clock == fromHeal {
-		// A heal that does several things says when the last began.
-		if h, ok := f.(interface{ healedAt() time.Time }); ok && !h.healedAt().IsZero() {
-			from = h.healedAt()
-		}
 	}
 	if injected != nil {
 		return

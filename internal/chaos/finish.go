@@ -5,10 +5,75 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"outboxsaga/internal/audit"
 )
 
 // sample asks every second whether goods and money are conserved, while all is under fire.
 func (r *run) sample(ctx context.Context) {
+	said := map[string]bool{}
+	for ctx.Err() == nil {
+		next := time.After(time.Second)
+		try, cancel := context.WithTimeout(ctx, 2*time.Second)
+		found, err := audit.Conservation(try, r.world.audited())
+		cancel()
+		r.mu.Lock()
+		if err == nil {
+			r.report.Samples++
+		} else {
+			r.report.SamplesMissed++ // the database is what is shot at
+		}
+		r.mu.Unlock()
+		for _, v := range found {
+			if text := describe(v); !said[text] {
+				said[text] = true
+				r.violate("under load: %s", text)
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case <-next:
+		}
+	}
+}
+
+func describe(v audit.Violation) string {
+	return fmt.Sprintf("%s: %d: %s %v", v.Rule, v.Count, v.Detail, v.IDs)
+}
+
+// audited are the databases, read past all proxies.
+func (w *world) audited() audit.Databases {
+	return audit.Databases{Order: w.databases["orderdb"], Stock: w.databases["stockdb"], Payment: w.databases["paymentdb"]}
+}
+
+// grace is how old an event must be to be judged at the end.
+const grace = 10 * time.Second
+
+// audit judges everything, once all events are old enough by their ids, which tell the time of the
+// service that made them: some were made ahead of time. Since a topic can lose events after their orders have
+// settled (a dead letter's announcement), the supervisor is given the time to send them again.
+func (r *run) audit(ctx context.Context) {
+	if wait := time.Until(r.world.ahead().Add(grace + time.Second)); wait > 0 {
+		r.say("waiting %.0f s until all events are old enough to be judged", wait.Seconds())
+		pause(ctx, wait)
+	}
+	pause(ctx, grace)
+	for end := time.Now().Add(r.cfg.Quiet); ; pause(ctx, time.Second) {
+		found, err := audit.Once(ctx, r.world.audited(), audit.Options{Grace: grace})
+		if err == nil && found.Clean() || time.Now().After(end) || ctx.Err() != nil {
+			r.report.Audit = found
+			if err != nil {
+				r.violate("the audit cannot be made: %v", err)
+			}
+			for _, v := range found.Violations {
+				r.violate("%s", describe(v))
+			}
+			if found.Open > 0 || found.Attention > 0 {
+				r.violate("%d orders are open, %d need attention", found.Open, found.Attention)
+			}
+			return
+		}
+	}
 }
 
 // settle waits until every order is placed and settled.
@@ -68,6 +133,10 @@ func (r *run) finish(ctx context.Context) {
 	if err := r.compare(bounded, ids); err != nil {
 		r.violate("the final state cannot be read: %v", err)
 	}
+	if err := r.deadLetters(bounded); err != nil {
+		r.violate("the dead letters cannot be read: %v", err)
+	}
+	r.audit(ctx)
 }
 
 // compare holds the orders in the database against those the load knows.
@@ -118,6 +187,25 @@ func (r *run) compare(ctx context.Context, ids map[string]string) error {
 		}
 		if got != sum.want && l.Uncertain == 0 {
 			r.violate("%s: %d in the database, %d by the answers", sum.what, got, sum.want)
+		}
+	}
+	return nil
+}
+
+// deadLetters counts what was put aside: poison, and nothing else.
+func (r *run) deadLetters(ctx context.Context) error {
+	r.report.Poisoned = int(r.world.poisoned.Load())
+	for _, database := range []string{"orderdb", "stockdb", "paymentdb"} {
+		// A true event has an UUIDv7, a type and a payload that is JSON.
+		rows, err := r.world.texts(ctx, database, `SELECT CASE WHEN event_type = '' THEN '' ELSE event_type || ' ' || event_id || ': ' || error END FROM dead_letters`)
+		if err != nil {
+			return err
+		}
+		for _, text := range rows {
+			r.report.DeadLetters++
+			if text != "" {
+				r.violate("a true event was put aside in %s: %s", database, text)
+			}
 		}
 	}
 	return nil

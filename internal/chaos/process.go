@@ -25,6 +25,7 @@ func (w *world) groups() []group {
 	}
 	return []group{
 		{"service", all, 6 * time.Second},
+		{"supervisor", w.supervisors, 5 * time.Second},
 		{"worker", w.workers, 10 * time.Second},
 		{"broker", w.brokers, 3 * time.Second},
 		{"Postgres", []string{devstack.Postgres}, 5 * time.Second},

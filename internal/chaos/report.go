@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"outboxsaga/internal/audit"
 )
 
 // Report is what a run found. Times are seconds.
@@ -23,6 +25,8 @@ type Report struct {
 	Load                        Load
 	Samples                     int // of conservation, all clean unless there are violations
 	SamplesMissed               int // where the database was what was shot at
+	Poisoned, DeadLetters       int // records that were no events, and those put aside; a topic that is deleted takes some with it
+	Audit                       audit.Report
 	Violations                  []string
 }
 
@@ -104,14 +108,18 @@ func (r Report) Text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n%-24s %6s %8s %8s %10s  %s\n", "FAULT", "TIMES", "MEDIAN", "WORST", "OVERLAPPED", "BAR")
 	for _, k := range r.Kinds {
-		bar, overlapped := "", ""
-		if k.Bar > 0 {
+		bar, overlapped := "", "-"
+		if k.Bar > 0 && k.Alone > 0 {
 			bar = fmt.Sprintf("%.0f s: %s", k.Bar, map[bool]string{true: "met", false: "MISSED"}[k.Met])
 		}
 		if k.Count > k.Alone {
 			overlapped = fmt.Sprintf("%.1f s", k.WorstOfAll)
 		}
-		fmt.Fprintf(&b, "%-24s %6d %6.1f s %6.1f s %10s  %s\n", k.Kind, k.Count, k.Median, k.Worst, overlapped, bar)
+		median, worst := "-", "-"
+		if k.Alone > 0 {
+			median, worst = fmt.Sprintf("%.1f s", k.Median), fmt.Sprintf("%.1f s", k.Worst)
+		}
+		fmt.Fprintf(&b, "%-24s %6d %8s %8s %10s  %s\n", k.Kind, k.Count, median, worst, overlapped, bar)
 	}
 	for _, s := range r.Skipped {
 		fmt.Fprintf(&b, "%-24s left out: %s\n", s.Kind, s.Reason)
@@ -120,7 +128,9 @@ func (r Report) Text() string {
 	fmt.Fprintf(&b, "%d orders at %d/s: %d accepted (%d only after the faults), %d succeeded, %d failed, %d cancelled; all settled %.1f s after the last\n",
 		r.Load.Orders, r.Rate, r.Load.Accepted, r.Load.LateAccepted, r.Load.Succeeded, r.Load.Failed, r.Load.Cancelled, r.Quiet)
 	fmt.Fprintf(&b, "requests that met a fault and were repeated: %v\n", r.Load.Failures)
-	fmt.Fprintf(&b, "conservation held at %d samples\n", r.Samples)
+	fmt.Fprintf(&b, "%d poison records, %d dead letters; conservation sampled %d times (%d more while PostgreSQL did not answer)\n",
+		r.Poisoned, r.DeadLetters, r.Samples, r.SamplesMissed)
+	fmt.Fprintf(&b, "audited: %v\n", r.Audit.Checked)
 	if r.Clean() {
 		fmt.Fprintf(&b, "seed %d: CLEAN: 0 events lost, 0 double effects, 0 orders unsettled\n", r.Seed)
 	} else {

@@ -6,6 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -14,72 +17,135 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
 )
 
 // world is the system that is shot at.
 type world struct {
-	cfg       Config
-	stack     *devstack.Stack
-	stackCfg  devstack.Config
-	services  map[string]devstack.Process // by process name
-	instances map[string][]string         // by service: its processes
-	brokers   []string                    // processes
-	workers   []string
-	urls      map[string][]string // by service, one an instance
-	databases map[string]*pgxpool.Pool
+	cfg         Config
+	stack       *devstack.Stack
+	stackCfg    devstack.Config
+	services    map[string]devstack.Process // by process name
+	instances   map[string][]string         // by service: its processes
+	brokers     []string                    // processes
+	workers     []string
+	supervisors []string
+	urls        map[string][]string // by service, one an instance
+	databases   map[string]*pgxpool.Pool
+
+	network *network
+	disk    string // the small file system of PostgreSQL's log; "" if there is none,
+	noDisk  error  // for this reason
+	unmount func() error
+
+	clocks sync.Mutex
+	latest time.Time // that a moved clock has shown
+
+	poisoned atomic.Int64 // records that must be dead letters
 }
 
 // open starts the system. The world is returned also with an error, to be closed.
 func open(ctx context.Context, cfg Config) (*world, error) {
-	ports, err := devstack.FreePorts(4)
-	if err != nil {
-		return nil, err
+	w := &world{
+		cfg: cfg, services: map[string]devstack.Process{}, instances: map[string][]string{}, urls: map[string][]string{},
+		databases: map[string]*pgxpool.Pool{}, network: newNetwork(),
 	}
-	w := &world{cfg: cfg, services: map[string]devstack.Process{}, instances: map[string][]string{}, urls: map[string][]string{}, databases: map[string]*pgxpool.Pool{}}
 	w.stackCfg = devstack.Config{
 		Dir: cfg.Dir, Root: cfg.Root, Fast: cfg.Fast, Ephemeral: true, Out: cfg.Out,
-		PostgresPort: ports[0], KafkaPort: ports[1], ControllerPort: ports[2], ConnectPort: ports[3],
+		Shape: devstack.Shape{Brokers: cfg.Brokers, Workers: cfg.Workers, Replicas: cfg.Instances},
+		// Smaller than the disk that can be made full.
+		PostgresSettings: []string{"max_wal_size=256MB", "min_wal_size=64MB"},
+	}
+	if err := w.stackCfg.UseFreePorts(); err != nil {
+		return nil, err
+	}
+	var err error
+	if w.stackCfg.Detours, err = w.network.detours(w.stackCfg); err != nil {
+		w.network.close()
+		return nil, err
 	}
 	if w.stack, err = devstack.Open(w.stackCfg); err != nil {
+		w.network.close()
 		return nil, err
 	}
 	// What restarts a process must not be the watchdog's value again, nor end everything when it fails.
 	w.stackCfg.Ephemeral, w.stackCfg.Out = false, nil
-	w.brokers, w.workers = []string{devstack.Kafka}, []string{devstack.Connect}
-	of, err := system.FreePorts(cfg.Instances)
-	if err != nil {
+	w.brokers, w.workers = w.stack.BrokerNames(), w.stack.WorkerNames()
+	w.noDisk = w.smallDisk(ctx)
+	if _, err := system.Run(ctx, w.stack, cfg.Bin, nil, false); err != nil {
 		return w, err
 	}
-	processes, err := system.Run(ctx, w.stack, cfg.Bin, of, true, "LOG_LEVEL=warn", "SHUTDOWN_DELAY=500ms")
-	if err != nil {
-		return w, err
-	}
-	for _, p := range processes {
-		w.services[p.Name] = p
-	}
-	for _, s := range system.Services() {
-		for i, port := range of[s.Name] {
-			name := s.Name
-			if i > 0 {
-				name += fmt.Sprint("-", i+1)
-			}
-			w.instances[s.Name] = append(w.instances[s.Name], name)
-			w.urls[s.Name] = append(w.urls[s.Name], fmt.Sprintf("http://127.0.0.1:%d", port))
-		}
+	for _, name := range []string{"postgres", "orderdb", "stockdb", "paymentdb"} {
 		// The watchers' own connections: few, straight to PostgreSQL, and quick to find a dead one.
-		pool, err := pgxpool.ParseConfig(w.stack.PostgresURL(s.Database.Name))
+		pool, err := pgxpool.ParseConfig(w.stack.PostgresURL(name))
 		if err != nil {
 			return w, err
 		}
 		pool.MaxConns, pool.ConnConfig.ConnectTimeout = 4, time.Second
-		if w.databases[s.Database.Name], err = pgxpool.NewWithConfig(ctx, pool); err != nil {
+		if w.databases[name], err = pgxpool.NewWithConfig(ctx, pool); err != nil {
 			return w, err
 		}
 	}
-	return w, nil
+	if err := w.setting(ctx, keepWAL); err != nil {
+		return w, err
+	}
+	if err := w.serve(ctx); err != nil {
+		return w, err
+	}
+	if err := system.Register(ctx, w.stack); err != nil {
+		return w, err
+	}
+	return w, w.supervise(ctx)
+}
+
+// keepWAL is how much log a slot may hold back, on a disk of [diskSize].
+const keepWAL = "max_slot_wal_keep_size = '512MB'"
+
+// serve starts the services, each behind the network's proxies.
+func (w *world) serve(ctx context.Context) error {
+	ports, err := system.FreePorts(w.cfg.Instances)
+	if err != nil {
+		return err
+	}
+	all, ctx := errgroup.WithContext(ctx)
+	for _, s := range system.Services() {
+		for i, port := range ports[s.Name] {
+			p := s.Process(w.stack, w.cfg.Bin, i+1, port, "LOG_LEVEL=warn", "SHUTDOWN_DELAY=500ms",
+				"DATABASE_URL="+w.network.databaseURL(s.Name, s.Database), "KAFKA_BROKERS="+strings.Join(w.network.services.Addresses(), ","))
+			w.services[p.Name] = p
+			w.instances[s.Name] = append(w.instances[s.Name], p.Name)
+			w.urls[s.Name] = append(w.urls[s.Name], fmt.Sprintf("http://127.0.0.1:%d", port))
+			all.Go(func() error { return w.stack.Start(ctx, p) })
+		}
+	}
+	return all.Wait()
+}
+
+// supervise starts two supervisors, as in production: one acts.
+func (w *world) supervise(ctx context.Context) error {
+	ports, err := devstack.FreePorts(2)
+	if err != nil {
+		return err
+	}
+	for i, port := range ports {
+		p := system.Supervisor(w.stack, filepath.Join(w.cfg.Bin, "outboxctl"), port)
+		p.Name = devstack.Instance(p.Name, i+1)
+		w.services[p.Name] = p
+		w.supervisors = append(w.supervisors, p.Name)
+		if err := w.stack.Start(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (w *world) close() {
+	if w.network != nil {
+		defer w.network.close()
+	}
+	if w.unmount != nil {
+		defer func() { _ = w.unmount() }()
+	}
 	for _, pool := range w.databases {
 		pool.Close()
 	}
@@ -103,24 +169,22 @@ func (w *world) exec(ctx context.Context, database, sql string, args ...any) err
 
 // start starts a process that has ended and returns when it is ready.
 func (w *world) start(ctx context.Context, name string) error {
+	again, err := devstack.Open(w.stackCfg)
+	if err != nil {
+		return err
+	}
 	if p, ok := w.services[name]; ok {
 		// A service that finds its database or broker gone ends at the start; an init system would try again.
-		var err error
 		for ctx.Err() == nil {
-			if err = w.stack.Start(ctx, p); err == nil {
+			if err = again.Start(ctx, p); err == nil {
 				return nil
 			}
 			pause(ctx, 300*time.Millisecond)
 		}
 		return err
 	}
-	again, err := devstack.Open(w.stackCfg)
-	if err != nil {
-		return err
-	}
 	return again.UpOnly(ctx, name)
 }
-
 
 // signal sends a signal to a process; to PostgreSQL as a whole, where it is to be stopped: the
 // postmaster's children would go on.
@@ -163,5 +227,5 @@ func (w *world) everything() (all []string) {
 	for _, s := range system.Services() {
 		all = append(all, w.instances[s.Name]...)
 	}
-	return slices.Concat(all, w.workers, w.brokers, []string{devstack.Postgres})
+	return slices.Concat(all, w.supervisors, w.workers, w.brokers, []string{devstack.Postgres})
 }

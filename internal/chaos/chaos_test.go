@@ -1,0 +1,231 @@
+package chaos
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"outboxsaga/internal/stacktest"
+	"outboxsaga/internal/system"
+)
+
+// TestMain also is the process whose clock a test moves.
+func TestMain(m *testing.M) {
+	if os.Getenv("CHAOS_SHOW_TIME") != "" {
+		for {
+			os.Stdout.WriteString(time.Now().UTC().Format(time.RFC3339Nano) + "\n")
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+// The short form of scripts/chaos.sh: one of each engine, the faults that tell most.
+func TestNothingIsLostUnderFire(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes minutes")
+	}
+	if os.Getenv("TEST_STACK") == "docker" {
+		t.Skip("shoots at processes")
+	}
+	bin := t.TempDir()
+	if err := system.Build(t.Context(), stacktest.Root(), bin, os.Stderr, "./cmd/outboxctl"); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("", "outboxsaga-chaos")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL may run as another user
+		t.Fatal(err)
+	}
+	only := []string{"service killed", "Postgres killed", "slot lost", "clock jump", "broker killed", "poison burst",
+		"connector deleted", "service–Kafka cut", "worker killed", "long transaction"}
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	defer cancel()
+	report, err := Run(ctx, Config{
+		Root: stacktest.Root(), Bin: bin, Dir: dir, Seed: 20, Duration: 75 * time.Second, Rate: 30,
+		Instances: 2, Brokers: 1, Workers: 1, Fast: true, Only: only, Out: t.Output(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(report.Text())
+	if !report.Clean() {
+		t.Errorf("%d violations", len(report.Violations))
+	}
+	if len(report.Faults) < 6 || report.Load.Succeeded < 1000 || report.Load.Failed < 100 || report.Load.Cancelled < 5 || report.Samples < 30 ||
+		report.Audit.Checked["events"] < int64(3*report.Load.Orders) {
+		t.Errorf("this shows nothing: %d faults, %+v, %d samples, audited %v", len(report.Faults), report.Load, report.Samples, report.Audit.Checked)
+	}
+}
+
+// orders that settle some time after they were placed, one each 20 ms; 0: not at all.
+func placed(begin time.Time, took ...time.Duration) (all []*order) {
+	for i, d := range took {
+		o := &order{meant: begin.Add(time.Duration(i) * 20 * time.Millisecond)}
+		if d > 0 {
+			o.settled = o.meant.Add(d)
+		}
+		all = append(all, o)
+	}
+	return all
+}
+
+func some(n int, d time.Duration) (all []time.Duration) {
+	for range n {
+		all = append(all, d)
+	}
+	return all
+}
+
+func TestFlow(t *testing.T) {
+	begin := time.Now()
+	quick := some(60, 10*time.Millisecond)
+	// Half a second in which nothing settles: what was placed meanwhile settles together at its end.
+	var outage []time.Duration
+	for i := range 25 {
+		outage = append(outage, time.Duration(25-i)*20*time.Millisecond)
+	}
+	sixth := some(150, 10*time.Millisecond)
+	for i := 0; i < len(sixth); i += 6 {
+		sixth[i] = 0 // one partition stands still
+	}
+	for _, c := range []struct {
+		name string
+		took []time.Duration
+		at   time.Duration
+		ok   bool
+	}{
+		{"quick from the start", quick, 10 * time.Millisecond, true},
+		{"half a second", append(outage, quick...), 500 * time.Millisecond, true},
+		{"two seconds without an answer", append(some(100, 0), quick...), 1970 * time.Millisecond, true},
+		{"a partition", sixth, 0, false},
+		{"nothing", some(200, 0), 0, false},
+		{"too early to tell", some(10, 10*time.Millisecond), 0, false},
+	} {
+		now := begin.Add(time.Duration(len(c.took)) * 20 * time.Millisecond)
+		if len(c.took) > 20 {
+			now = now.Add(prompt)
+		}
+		at, ok := flow(placed(begin, c.took...), now)
+		if ok != c.ok || ok && (at.Sub(begin) < c.at-50*time.Millisecond || at.Sub(begin) > c.at+50*time.Millisecond) {
+			t.Errorf("%s: %v after %v, want %v after %v", c.name, ok, at.Sub(begin), c.ok, c.at)
+		}
+	}
+}
+
+func testKinds(w *world) []kind {
+	w.instances = map[string][]string{"order-service": {"order-service", "order-service-2"}}
+	w.brokers, w.workers, w.supervisors = []string{"kafka", "kafka-2"}, []string{"connect"}, []string{"supervisor"}
+	return w.processFaults()
+}
+
+func TestASeedIsASchedule(t *testing.T) {
+	schedule := func(seed uint64, only ...string) (all []string) {
+		next, err := plan(seed, testKinds(&world{}), only)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 60 {
+			all = append(all, next().description().name)
+		}
+		return all
+	}
+	one := strings.Join(schedule(1), "\n")
+	if one != strings.Join(schedule(1), "\n") {
+		t.Error("the same seed gives another schedule")
+	}
+	if one == strings.Join(schedule(2), "\n") {
+		t.Error("another seed gives the same schedule")
+	}
+	for _, name := range []string{"kill -9 order-service-2", "SIGTERM kafka", "SIGSTOP connect", "rolling restart"} {
+		if !strings.Contains(one, name) {
+			t.Errorf("no %q in 60 faults:\n%s", name, one)
+		}
+	}
+	for i, name := range schedule(1, "worker killed", "rolling restart") {
+		if want := []string{"kill -9 connect", "rolling restart of everything"}[i%2]; name != want {
+			t.Errorf("fault %d is %q, want %q", i, name, want)
+		}
+	}
+	if _, err := plan(1, testKinds(&world{}), []string{"earthquake"}); err == nil || !strings.Contains(err.Error(), "worker killed") {
+		t.Error("an unknown kind: ", err)
+	}
+}
+
+func TestRows(t *testing.T) {
+	got := rows([]*Event{
+		{Kind: "service killed", Recovery: 2, Alone: true}, {Kind: "service killed", Recovery: 3.5, Alone: true}, {Kind: "service killed", Recovery: 1, Alone: true},
+		{Kind: "service killed", Recovery: 9}, {Kind: "slot lost", Recovery: 20, Alone: true}, {Kind: "poison burst", Alone: true, Error: "no"},
+	})
+	want := []Row{
+		{Kind: "poison burst", Count: 1},
+		{Kind: "service killed", Count: 4, Alone: 3, Median: 2, Worst: 3.5, WorstOfAll: 9, Bar: 3},
+		{Kind: "slot lost", Count: 1, Alone: 1, Median: 20, Worst: 20, WorstOfAll: 20, Bar: 30, Met: true},
+	}
+	for i, r := range got {
+		if r != want[i] {
+			t.Errorf("%+v, want %+v", r, want[i])
+		}
+	}
+}
+
+// A process's clock jumps and comes back; its monotonic clock, by which it sleeps, does not.
+func TestShiftClock(t *testing.T) {
+	if err := shiftClock(os.Getpid(), 0); err != nil {
+		t.Skip(err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Create(filepath.Join(t.TempDir(), "times"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	cmd := exec.Command(self)
+	cmd.Env, cmd.Stdout = append(os.Environ(), "CHAOS_SHOW_TIME=1"), file
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	ahead := func() time.Duration { // of its newest line
+		t.Helper()
+		at, _ := file.Seek(0, 2)
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+			text, err := os.ReadFile(file.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if lines := strings.Split(string(text), "\n"); len(text) > int(at)+100 {
+				shown, err := time.Parse(time.RFC3339Nano, lines[len(lines)-2])
+				if err != nil {
+					t.Fatal(err)
+				}
+				return time.Until(shown).Round(time.Second)
+			}
+		}
+		t.Fatal("the process shows no time")
+		return 0
+	}
+	for _, by := range []time.Duration{0, time.Hour, -90 * time.Second, 0} {
+		if err := shiftClock(cmd.Process.Pid, by); err != nil {
+			t.Fatal(err)
+		}
+		if got := ahead(); got != by {
+			t.Errorf("its clock is ahead by %v, want %v", got, by)
+		}
+	}
+	if err := shiftClock(1<<30, time.Second); err == nil {
+		t.Error("the clock of no process was moved")
+	}
+}
