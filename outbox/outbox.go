@@ -16,7 +16,7 @@
 // when a consumer gets the event. It may come some milliseconds before.
 //
 // The table comes with [Migrations]. It is partitioned by the day in the id, so
-// that retention drops partitions; see [PreparePartitions]. Add a CHECK that lists the topics
+// that retention drops partitions; see [PreparePartitions] and [DropPartitions]. Add a CHECK that lists the topics
 // your database may write: one row with a topic that does not exist stalls the
 // connector for ever, silently.
 package outbox
@@ -176,12 +176,6 @@ func PreparePartitions(ctx context.Context, db Querier, ahead int) (int, error) 
 
 // PreparedUntil is the time of the first id that has no partition yet.
 func PreparedUntil(ctx context.Context, db Querier) (time.Time, error) {
-	var until *time.Time
-	if err := db.QueryRow(ctx, `SELECT until FROM event_partitions_window('outbox')`).Scan(&until); err != nil {
-		return time.Time{}, fmt.Errorf("outbox: partitions: %w", err)
-	}
-	if until == nil {
-		return time.Time{}, errors.New("outbox: there is no partition: call PreparePartitions")
-	}
-	return *until, nil
+	_, until, err := Window(ctx, db)
+	return until, err
 }

@@ -220,6 +220,11 @@ func rights(t *testing.T, s *devstack.Stack) {
 	}{
 		{"service_of_orderdb", "orderdb", `INSERT INTO things DEFAULT VALUES`, false},
 		{"service_of_orderdb", "orderdb", `SELECT event_partitions_prepare('outbox', 1, 8)`, false},
+		{"service_of_orderdb", "orderdb", `SELECT event_partitions_drop('outbox', interval '3 days')`, false},
+		{"service_of_orderdb", "orderdb", `CREATE TEMP TABLE event_partitions_sealed (partition text); SELECT event_partitions_drop('outbox', interval '3 days')`, false},
+		{"service_of_orderdb", "orderdb", `DROP TABLE outbox_` + time.Now().UTC().Format("20060102"), true},
+		{"service_of_orderdb", "orderdb", `INSERT INTO event_partitions_sealed VALUES ('outbox_20200101', '0/0', '', now())`, true},
+		{"service_of_orderdb", "orderdb", `UPDATE event_partitions_dropped SET until = '-infinity'`, true},
 		{"service_of_orderdb", "orderdb", `SELECT * FROM outbox`, false},
 		{"service_of_orderdb", "orderdb", `UPDATE outbox SET topic = 'x'`, true},
 		{"service_of_orderdb", "orderdb", `DELETE FROM outbox`, true},
