@@ -34,6 +34,9 @@ go tool staticcheck ./...
 if [ "${TEST_STACK:-native}" = native ]; then
   step "resolve the stack"
   go run ./cmd/outboxctl stack resolve
+else
+  step "build and pull the images"
+  go test -count=1 -timeout 20m -run TestImages ./internal/dockerstack
 fi
 
 race=-race

@@ -185,13 +185,8 @@ func (e *Engines) run(name string) error {
 // publish every port of the image to the world, and knows no names in a network.
 func (e *Engines) create(name string) (id string, err error) {
 	s := e.compose.Services[name]
-	image := s.Image
-	if s.Build != nil {
-		image = "outbox-saga/" + name + ":test"
-		if err := e.build(image, *s.Build); err != nil {
-			return "", err
-		}
-	} else if err := e.pull(image); err != nil {
+	image, err := e.Image(name)
+	if err != nil {
 		return "", err
 	}
 	config := docker.Config{
@@ -253,6 +248,17 @@ func (e *Engines) create(name string) (id string, err error) {
 		return "", err
 	}
 	return made.ID, nil
+}
+
+// Image builds or pulls the image of an engine and returns its name. [Engines.Up] does so too, but tests have
+// deadlines, and the first build takes minutes.
+func (e *Engines) Image(name string) (string, error) {
+	s := e.compose.Services[name]
+	if s.Build == nil {
+		return s.Image, e.pull(s.Image)
+	}
+	image := "outbox-saga/" + name + ":test"
+	return image, e.build(image, *s.Build)
 }
 
 // build builds an image from the checkout; what did not change comes from Docker's cache.

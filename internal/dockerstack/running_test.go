@@ -182,6 +182,23 @@ func connectSays(t *testing.T, s *devstack.Stack) {
 	}
 }
 
+// scripts/test.sh runs this first: the tests after it find the images in Docker's cache.
+func TestImages(t *testing.T) {
+	if os.Getenv("TEST_STACK") != "docker" {
+		t.Skip("needs TEST_STACK=docker")
+	}
+	engines, err := dockerstack.New(devstack.Config{Dir: t.TempDir() + "/outboxsaga-images" + fmt.Sprint(os.Getpid()), Root: stacktest.Root()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engines.Close()
+	for _, name := range []string{devstack.Postgres, devstack.Kafka, devstack.Connect} {
+		if image, err := engines.Image(name); err != nil {
+			t.Error(image, err)
+		}
+	}
+}
+
 // A test program that is killed, even with kill -9, leaves no container, network or volume.
 func TestNothingIsLeft(t *testing.T) {
 	if os.Getenv("TEST_STACK") != "docker" {
