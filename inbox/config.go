@@ -24,6 +24,9 @@ type Config struct {
 	// Topics are consumed from the start where the group has no offset. Required.
 	Topics []string
 
+	// Partitions is how many partitions each topic must have; [Consumer.Run] refuses others, because with
+	// another number keys change their partition and lose their order. 0: any number.
+	Partitions int
 	// Batch starts the work on events. Exactly one of Batch and Each is required.
 	Batch func(events []Event) Batch
 	// Each handles one event at a time.

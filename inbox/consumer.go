@@ -126,6 +126,9 @@ func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
 		if err := topics[t].Err; err != nil {
 			return fmt.Errorf("inbox: topic %q: create it first: %w", t, err)
 		}
+		if n := len(topics[t].Partitions); c.cfg.Partitions > 0 && n != c.cfg.Partitions {
+			return fmt.Errorf("inbox: topic %q has %d partitions, it must have %d: records of one key would change partition and lose their order; move it aside or restore it", t, n, c.cfg.Partitions)
+		}
 	}
 	return nil
 }

@@ -527,8 +527,9 @@ func TestRunRefusesWhatCannotWork(t *testing.T) {
 		change func(*inbox.Config)
 		want   string
 	}{
-		"no broker": {func(c *inbox.Config) { c.Brokers = []string{"127.0.0.1:1"} }, "check the address"},
-		"no topic":  {func(c *inbox.Config) { c.Topics = append(c.Topics, "missing-topic") }, `topic "missing-topic": create it first`},
+		"no broker":        {func(c *inbox.Config) { c.Brokers = []string{"127.0.0.1:1"} }, "check the address"},
+		"no topic":         {func(c *inbox.Config) { c.Topics = append(c.Topics, "missing-topic") }, `topic "missing-topic": create it first`},
+		"other partitions": {func(c *inbox.Config) { c.Partitions = 4 }, "has 3 partitions, it must have 4"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

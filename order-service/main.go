@@ -22,6 +22,7 @@ func open(rt service.Runtime) (service.Service, error) {
 	saga := order.NewSaga(rt, timeout)
 	return service.Service{
 		Topics:          order.Topics(),
+		Partitions:      events.Partitions,
 		Decode:          order.Decode,
 		Batch:           saga.NewBatch,
 		Committed:       saga.Committed,

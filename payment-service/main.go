@@ -18,6 +18,7 @@ func open(rt service.Runtime) (service.Service, error) {
 	store := payment.NewStore(rt.Pool)
 	return service.Service{
 		Topics:          payment.Topics(),
+		Partitions:      events.Partitions,
 		Decode:          payment.Decode,
 		Batch:           payment.NewBatch,
 		DeadLetterTopic: events.TopicPaymentDLT,

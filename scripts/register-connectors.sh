@@ -20,6 +20,9 @@ deadline=$((SECONDS + timeout))
 
 curl -s -o /dev/null --max-time 5 "$url/" || die "Kafka Connect does not answer at $url: start it (scripts/up.sh), or set CONNECT_PORT or CONNECT_URL"
 
+# What no connector could work with is said at once, not after a minute of trying.
+CONNECT_URL=$url "$STACK_DIR/bin/outboxctl" check || exit 1
+
 # register NAME: 409 means that the worker rebalances; it passes.
 register() {
   local code
@@ -29,7 +32,9 @@ register() {
     case $code in
       200 | 201) return ;;
       409 | 000) [ $SECONDS -lt $deadline ] || die "connector $1: Kafka Connect is still busy after $timeout s" ; sleep 0.2 ;;
-      *) die "connector $1: Kafka Connect answers $code: $(jq -r '.message // .' "$answer" 2>/dev/null || cat "$answer")" ;;
+      *) ! grep -q "Failed to find any class" "$answer" ||
+        die "connector $1: the Connect worker at $url does not have the Debezium plugin: unpack debezium-connector-postgres into a folder of its plugin.path and restart it"
+        die "connector $1: Kafka Connect answers $code: $(jq -r '.message // .' "$answer" 2>/dev/null || cat "$answer")" ;;
     esac
   done
 }

@@ -18,6 +18,7 @@ func open(rt service.Runtime) (service.Service, error) {
 	store := stock.NewStore(rt.Pool)
 	return service.Service{
 		Topics:          stock.Topics(),
+		Partitions:      events.Partitions,
 		Decode:          stock.Decode,
 		Batch:           stock.NewBatch,
 		DeadLetterTopic: events.TopicStockDLT,

@@ -39,6 +39,7 @@ func newRootCommand() *cobra.Command {
 	root.AddCommand(
 		newStackCommand(),
 		newProvisionCommand(),
+		newCheckCommand(),
 		newConnectorsCommand(),
 		newSlotsCommand(),
 		newDemoCommand(),

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"outboxsaga/internal/connect"
+	"outboxsaga/internal/provision"
 	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5"
@@ -34,6 +37,37 @@ STOCK_SERVICE_PASSWORD, PAYMENT_SERVICE_PASSWORD (without one, none is set).`,
 	}
 	c.Flags().Int16Var(&replicas, "replicas", 1, "replication factor of new topics")
 	return c
+}
+
+func newCheckCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "check", Short: "Say which settings events could not flow with", Args: cobra.NoArgs,
+		Long: `Check what change data capture needs: PostgreSQL's settings, the connectors' role, the publications, the topics with their
+partitions, the worker's plugin. It changes nothing, prints a line for each thing that is wrong, and exits with 1 if there is one. It reads
+ADMIN_DATABASE_URL, KAFKA_BROKERS and CONNECT_URL, by default those of the local stack.`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
+			defer cancel()
+			return check(ctx, cmd)
+		},
+	}
+}
+
+func check(ctx context.Context, cmd *cobra.Command) error {
+	admin, brokers, worker := os.Getenv("ADMIN_DATABASE_URL"), os.Getenv("KAFKA_BROKERS"), os.Getenv("CONNECT_URL")
+	if admin == "" || brokers == "" || worker == "" {
+		local, err := openStack(cmd)
+		if err != nil {
+			return err
+		}
+		admin = cmp.Or(admin, local.PostgresURL("postgres"))
+		brokers, worker = cmp.Or(brokers, strings.Join(local.Brokers(), ",")), cmp.Or(worker, local.ConnectURL())
+	}
+	worker, _, _ = strings.Cut(worker, ",")
+	return errors.Join(
+		provision.Check(ctx, admin, system.Databases()),
+		provision.CheckTopics(ctx, strings.Split(brokers, ","), system.Topics()...),
+		connect.Client{URL: strings.TrimSuffix(worker, "/")}.CheckPlugin(ctx))
 }
 
 // rolePassword reads a login's password from the environment.

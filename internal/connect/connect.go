@@ -105,6 +105,22 @@ func (c Client) Status(ctx context.Context, name string) (Status, error) {
 	return s, err
 }
 
+// CheckPlugin says whether the worker has the connector's class.
+func (c Client) CheckPlugin(ctx context.Context) error {
+	var plugins []struct{ Class string }
+	if err := c.call(ctx, http.MethodGet, "/connector-plugins", nil, &plugins); err != nil {
+		return err
+	}
+	for _, p := range plugins {
+		if p.Class == "io.debezium.connector.postgresql.PostgresConnector" {
+			return nil
+		}
+	}
+	return errNoPlugin
+}
+
+var errNoPlugin = errors.New("the Connect worker does not have the Debezium plugin: unpack debezium-connector-postgres into a folder of its plugin.path and restart it")
+
 // Statuses returns the states of all connectors, by name.
 func (c Client) Statuses(ctx context.Context) (map[string]Status, error) {
 	var all map[string]struct{ Status Status }
@@ -187,6 +203,9 @@ func (c Client) call(ctx context.Context, method, path string, body []byte, out 
 			}
 			if json.Unmarshal(text, &problem) == nil && problem.Message != "" {
 				text = []byte(problem.Message)
+			}
+			if bytes.Contains(text, []byte("Failed to find any class")) {
+				return errNoPlugin
 			}
 			return fmt.Errorf("%s %s: Kafka Connect answers %s: %s", method, path, res.Status, bytes.TrimSpace(text))
 		case out == nil:

@@ -106,6 +106,11 @@ func wrongSettings(t *testing.T, client connect.Client) {
 			t.Errorf("%s=%s: %v, want %q in it", c.key, c.value, err, c.want)
 		}
 	}
+	// As on a worker without the plugin.
+	err := client.Put(t.Context(), file(t, "connector.class", "io.debezium.connector.nosql.NoConnector"))
+	if err == nil || !strings.Contains(err.Error(), "does not have the Debezium plugin") {
+		t.Error(err)
+	}
 }
 
 // script runs scripts/register-connectors.sh as up.sh does: it must be idempotent, and
@@ -180,6 +185,20 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 	if out, err := register(); err != nil || strings.Count(out, "streams") != 3 {
 		t.Errorf("with its right again: %v: %s", err, out)
 	}
+	for _, c := range []struct{ break_, mend, want string }{
+		{`ALTER ROLE cdc NOREPLICATION`, `ALTER ROLE cdc REPLICATION`, "role cdc may not log in and replicate"},
+		{`ALTER PUBLICATION outbox_pub SET (publish_via_partition_root = false)`, `ALTER PUBLICATION outbox_pub SET (publish_via_partition_root = true)`, "database orderdb: the publication outbox_pub must publish"},
+		{`ALTER PUBLICATION outbox_pub RENAME TO other`, `ALTER PUBLICATION other RENAME TO outbox_pub`, "database orderdb: the publication outbox_pub is missing"},
+	} {
+		admin(t, s, "orderdb", c.break_)
+		if out, err := register(); err == nil || !strings.Contains(out, c.want) || strings.Count(out, "\n") != 1 {
+			t.Errorf("%s: %v: %s", c.break_, err, out)
+		}
+		admin(t, s, "orderdb", c.mend)
+	}
+	if err := client.CheckPlugin(t.Context()); err != nil {
+		t.Error(err)
+	}
 	if out, err := register("CONNECT_URL=http://127.0.0.1:1"); err == nil || !strings.Contains(out, "does not answer") || strings.Count(out, "\n") != 1 {
 		t.Errorf("without a worker: %v: %s", err, out)
 	}
@@ -187,7 +206,7 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 
 // slotGone: Connect says RUNNING; the slot tells the truth.
 func slotGone(t *testing.T, s *devstack.Stack, client connect.Client) {
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
 	err := client.WaitStreaming(ctx, "orderdb", s.PostgresURL("orderdb"), "no_such_slot")
 	if err == nil || !strings.Contains(err.Error(), "no_such_slot is not active") || !errors.Is(err, context.DeadlineExceeded) {

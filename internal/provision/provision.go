@@ -89,23 +89,6 @@ func Postgres(ctx context.Context, superuser, cdcPassword string, databases []Da
 	return all.Wait()
 }
 
-// checkSettings refuses a server on which change data capture cannot work.
-func checkSettings(ctx context.Context, conn *pgx.Conn, slots int) error {
-	var level string
-	var maxSlots, maxSenders int
-	err := conn.QueryRow(ctx, `SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, current_setting('max_wal_senders')::int`).
-		Scan(&level, &maxSlots, &maxSenders)
-	switch {
-	case err != nil:
-		return fmt.Errorf("read the settings of PostgreSQL: %w", err)
-	case level != "logical":
-		return fmt.Errorf("PostgreSQL has wal_level=%s: set wal_level=logical and restart it", level)
-	case maxSlots < slots || maxSenders < slots:
-		return fmt.Errorf("PostgreSQL has max_replication_slots=%d and max_wal_senders=%d: both must be at least %d; set them and restart it", maxSlots, maxSenders, slots)
-	}
-	return nil
-}
-
 func role(ctx context.Context, conn *pgx.Conn, name, options, password string) error {
 	var exists bool
 	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)`, name).Scan(&exists); err != nil {
@@ -242,15 +225,8 @@ func execAll(ctx context.Context, db interface {
 // a slot decodes with the catalog of the time of each row, so a publication made later
 // would not exist for earlier rows.
 func slot(ctx context.Context, conn *pgx.Conn, d Database) error {
-	var viaRoot, insert bool
-	err := conn.QueryRow(ctx, `SELECT pubviaroot, pubinsert FROM pg_publication WHERE pubname = 'outbox_pub'`).Scan(&viaRoot, &insert)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return errors.New("the publication outbox_pub is missing: run the outbox's migrations")
-	case err != nil:
+	if err := checkPublication(ctx, conn); err != nil {
 		return err
-	case !viaRoot || !insert:
-		return errors.New("the publication outbox_pub must publish inserts with publish_via_partition_root = true: alter it so")
 	}
 	var exists bool
 	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, d.Slot()).Scan(&exists); err != nil || exists {

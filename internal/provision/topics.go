@@ -87,8 +87,8 @@ func Topics(ctx context.Context, brokers []string, replicas int16, topics ...Top
 				ready = false
 				continue
 			}
-			if n := len(detail.Partitions); n != int(t.Partitions) {
-				return fmt.Errorf("topic %s has %d partitions, it must have %d: records of one key would change partition and lose their order; move it aside or restore it", t.Name, n, t.Partitions)
+			if err := t.check(len(detail.Partitions)); err != nil {
+				return err
 			}
 			for _, p := range detail.Partitions {
 				ready = ready && p.Err == nil && p.Leader >= 0
@@ -103,6 +103,40 @@ func Topics(ctx context.Context, brokers []string, replicas int16, topics ...Top
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// check refuses another number of partitions than the topic must have.
+func (t Topic) check(partitions int) error {
+	if partitions == int(t.Partitions) {
+		return nil
+	}
+	return fmt.Errorf("topic %s has %d partitions, it must have %d: records of one key would change partition and lose their order; move it aside or restore it", t.Name, partitions, t.Partitions)
+}
+
+// CheckTopics says which topics are missing or have another number of partitions.
+func CheckTopics(ctx context.Context, brokers []string, topics ...Topic) error {
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		return fmt.Errorf("kafka client: %w", err)
+	}
+	defer client.Close()
+	names := make([]string, len(topics))
+	for i, t := range topics {
+		names[i] = t.Name
+	}
+	found, err := kadm.NewClient(client).ListTopics(ctx, names...)
+	if err != nil {
+		return fmt.Errorf("no answer from Kafka at %v: %w", brokers, err)
+	}
+	var wrong []error
+	for _, t := range topics {
+		if !found.Has(t.Name) {
+			wrong = append(wrong, fmt.Errorf("topic %s is missing: run outboxctl provision", t.Name))
+			continue
+		}
+		wrong = append(wrong, t.check(len(found[t.Name].Partitions)))
+	}
+	return errors.Join(wrong...)
 }
 
 // create makes topics; few is why a topic could not be made because there are fewer brokers than replicas.

@@ -16,13 +16,17 @@ import (
 
 // config is what every service reads from its environment.
 type config struct {
-	pool          *pgxpool.Config // DATABASE_URL, DATABASE_POOL_SIZE (default 8)
-	brokers       []string        // KAFKA_BROKERS: host:port, separated by commas
-	addr          string          // HTTP_ADDR: host:port, default set by the service
-	log           *slog.Logger    // LOG_LEVEL: debug, info (default), warn, error; LOG_FORMAT: text (default), json
-	instance      string          // INSTANCE_ID: unique in the consumer group; default none
-	session       time.Duration   // SESSION_TIMEOUT: after which an instance that says nothing loses its partitions; default 2s
-	shutdownDelay time.Duration   // SHUTDOWN_DELAY: how long requests still come after readyz went red; default 0
+	pool     *pgxpool.Config // DATABASE_URL, DATABASE_POOL_SIZE (default 8)
+	brokers  []string        // KAFKA_BROKERS: host:port, separated by commas
+	addr     string          // HTTP_ADDR: host:port, default set by the service
+	log      *slog.Logger    // LOG_LEVEL: debug, info (default), warn, error; LOG_FORMAT: text (default), json
+	instance string          // INSTANCE_ID: unique in the consumer group; default none
+	session  time.Duration   // SESSION_TIMEOUT: after which an instance that says nothing loses its partitions; default 2s
+	// How long events are kept: OUTBOX_RETENTION (default 72h), INBOX_RETENTION (default 264h: longer than the
+	// outbox's and Kafka's together). TOPIC_RETENTION (default 168h) is what the topics are set to.
+	outboxRetention, inboxRetention time.Duration
+
+	shutdownDelay time.Duration // SHUTDOWN_DELAY: how long requests still come after readyz went red; default 0
 }
 
 // sessionTimeout is the default of SESSION_TIMEOUT: orders whose partitions a killed instance had wait so
@@ -71,8 +75,32 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 	if c.session < time.Second || c.session > 30*time.Second {
 		return c, badConfig("SESSION_TIMEOUT is %s: it must be from 1s to 30s", c.session)
 	}
-	c.shutdownDelay, err = duration(getenv, "SHUTDOWN_DELAY", 0)
-	return c, err
+	if c.shutdownDelay, err = duration(getenv, "SHUTDOWN_DELAY", 0); err != nil {
+		return c, err
+	}
+	return c, c.readRetention(getenv)
+}
+
+// readRetention checks that the inbox remembers longer than an event can come.
+func (c *config) readRetention(getenv func(string) string) (err error) {
+	var topics time.Duration
+	for _, v := range []struct {
+		into *time.Duration
+		name string
+		days int
+	}{{&c.outboxRetention, "OUTBOX_RETENTION", 3}, {&topics, "TOPIC_RETENTION", 7}, {&c.inboxRetention, "INBOX_RETENTION", 11}} {
+		if *v.into, err = duration(getenv, v.name, time.Duration(v.days)*24*time.Hour); err != nil {
+			return err
+		}
+		if *v.into < 24*time.Hour || *v.into > 400*24*time.Hour {
+			return badConfig("%s is %s: it must be 24h to 9600h", v.name, *v.into)
+		}
+	}
+	if c.inboxRetention <= c.outboxRetention+topics {
+		return badConfig("INBOX_RETENTION is %s: it must be longer than OUTBOX_RETENTION and TOPIC_RETENTION together (%s), or an event that comes again could have its effect twice",
+			c.inboxRetention, c.outboxRetention+topics)
+	}
+	return nil
 }
 
 func newLogger(getenv func(string) string, stderr io.Writer, name string) (*slog.Logger, error) {

@@ -72,6 +72,10 @@ func TestBadConfigurationIsOneClearLine(t *testing.T) {
 		{"SHUTDOWN_DELAY", "-5s", "like 500ms"},
 		{"SESSION_TIMEOUT", "500ms", "from 1s to 30s"},
 		{"SESSION_TIMEOUT", "1m", "from 1s to 30s"},
+		{"OUTBOX_RETENTION", "1h", "24h to 9600h"},
+		{"OUTBOX_RETENTION", "3d", "like 500ms"},
+		{"OUTBOX_RETENTION", "96h", "INBOX_RETENTION is 264h0m0s: it must be longer than"},
+		{"INBOX_RETENTION", "240h", "OUTBOX_RETENTION and TOPIC_RETENTION together (240h0m0s)"},
 	} {
 		_, err := readConfig(environment(c.name, c.value), io.Discard, "stock-service", "127.0.0.1:8081")
 		switch {

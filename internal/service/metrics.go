@@ -22,6 +22,8 @@ type metrics struct {
 	batches  prometheus.Histogram
 	faults   prometheus.Counter
 	retries  prometheus.Counter
+	dropped  *prometheus.CounterVec
+	kept     *prometheus.GaugeVec
 }
 
 func newMetrics(pool *pgxpool.Pool) *metrics {
@@ -41,7 +43,9 @@ func newMetrics(pool *pgxpool.Pool) *metrics {
 		faults:  prometheus.NewCounter(prometheus.CounterOpts{Name: "inbox_faults_total", Help: "Transactions that failed because the database could not work."}),
 		retries: prometheus.NewCounter(prometheus.CounterOpts{Name: "inbox_retries_total", Help: "Attempts at an event that failed and are repeated."}),
 	}
-	m.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	m.dropped = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "partitions_dropped_total", Help: "Partitions dropped by this instance after their retention."}, []string{"table"})
+	m.kept = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "partitions_kept", Help: "1 if a partition is kept past its retention, by reason."}, []string{"table", "reason"})
+	m.registry.MustRegister(m.dropped, m.kept, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		m.requests, m.events, m.batches, m.faults, m.retries)
 	for _, result := range []string{"fresh", "repeated", "dead"} {
 		m.events.WithLabelValues(result) // shown from the start, as 0

@@ -41,6 +41,8 @@ import (
 type Service struct {
 	// Topics are consumed by the group that has the service's name. Required.
 	Topics []string
+	// Partitions is how many each topic must have; 0: any number.
+	Partitions int
 	// Batch handles what comes from them. Required.
 	Batch func([]inbox.Event) inbox.Batch
 	// Decode turns a payload into Event.Body and rejects what can never work. Default:
@@ -88,9 +90,6 @@ const (
 	startTimeout = 8 * time.Second
 	// drainTimeout is how long requests may take to end once shutdown has begun.
 	drainTimeout = 15 * time.Second
-	// partitionsAhead and inboxPast are how many days of partitions are kept ready. The inbox
-	// reaches back further than outbox retention (3 days) plus topic retention (7 days).
-	partitionsAhead, inboxPast = 7, 11
 )
 
 // Main runs a service until SIGTERM or SIGINT, then ends the process: 0 after a clean
@@ -186,7 +185,7 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	if err != nil {
 		return err
 	}
-	if err := prepare(ctx, pool, svc.Migrations); err != nil {
+	if err := prepare(ctx, cfg, pool, svc.Migrations); err != nil {
 		return err
 	}
 	listener, err := net.Listen("tcp", cfg.addr)
@@ -200,7 +199,8 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	defer stopWork()
 	running, failed := errgroup.WithContext(work)
 	running.Go(func() error { return consumer.Run(failed) })
-	running.Go(func() error { return keepPartitions(failed, pool, cfg.log) })
+	running.Go(func() error { return keepPartitions(failed, pool, cfg) })
+	running.Go(func() error { return retire(failed, pool, cfg, metrics) })
 	running.Go(func() error { return expireKeys(failed, pool, cfg.log) })
 	for _, background := range svc.Background {
 		running.Go(func() error { return background(failed) })
@@ -240,7 +240,7 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 }
 
 // prepare checks at the start what would otherwise show at the first request.
-func prepare(ctx context.Context, pool *pgxpool.Pool, own fs.FS) error {
+func prepare(ctx context.Context, cfg config, pool *pgxpool.Pool, own fs.FS) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	if err := pool.Ping(ctx); err != nil {
@@ -249,21 +249,33 @@ func prepare(ctx context.Context, pool *pgxpool.Pool, own fs.FS) error {
 	if err := checkMigrations(ctx, pool, own); err != nil {
 		return err
 	}
-	return preparePartitions(ctx, pool)
+	if err := checkCapture(ctx, pool); err != nil {
+		return err
+	}
+	return preparePartitions(ctx, pool, cfg)
 }
 
-func preparePartitions(ctx context.Context, pool *pgxpool.Pool) error {
-	_, outboxErr := outbox.PreparePartitions(ctx, pool, partitionsAhead)
-	_, inboxErr := inbox.PreparePartitions(ctx, pool, inboxPast, partitionsAhead)
-	return errors.Join(outboxErr, inboxErr)
-}
-
-// keepPartitions prepares partitions often enough that a day without the database
-// does no harm: they reach a week ahead.
-func keepPartitions(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
-	return every(ctx, 6*time.Hour, time.Minute, log, "partitions not prepared", func(ctx context.Context) error {
-		return preparePartitions(ctx, pool)
-	})
+// checkCapture refuses a database out of which no event would leave.
+func checkCapture(ctx context.Context, pool *pgxpool.Pool) error {
+	var level string
+	var exists, viaRoot, covers bool
+	err := pool.QueryRow(ctx, `
+SELECT current_setting('wal_level'), p.pubname IS NOT NULL, coalesce(p.pubviaroot AND p.pubinsert, false),
+       EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = 'outbox_pub' AND t.tablename = 'outbox')
+FROM (VALUES ('outbox_pub')) want (name) LEFT JOIN pg_publication p ON p.pubname = want.name`).Scan(&level, &exists, &viaRoot, &covers)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the settings of change data capture: %w", err)
+	case level != "logical":
+		return badConfig("PostgreSQL has wal_level=%s, so no event would leave the outbox: set wal_level=logical and restart it", level)
+	case !exists:
+		return badConfig("the publication outbox_pub is missing, so no event would leave the outbox: run outboxctl provision")
+	case !viaRoot:
+		return badConfig("the publication outbox_pub does not publish inserts as those of the table outbox: ALTER PUBLICATION outbox_pub SET (publish = 'insert', publish_via_partition_root = true)")
+	case !covers:
+		return badConfig("the publication outbox_pub does not have the table outbox: ALTER PUBLICATION outbox_pub ADD TABLE outbox")
+	}
+	return nil
 }
 
 func expireKeys(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
@@ -305,7 +317,7 @@ func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *me
 		}
 	}
 	return inbox.New(inbox.Config{
-		Pool: pool, Brokers: cfg.brokers, Group: name, Topics: svc.Topics,
+		Pool: pool, Brokers: cfg.brokers, Group: name, Topics: svc.Topics, Partitions: svc.Partitions,
 		Batch: svc.Batch, Decode: decode,
 		DeadLetter: func(d inbox.DeadLetter) (outbox.Event, error) {
 			return announce(svc.DeadLetterTopic, svc.DeadLetterType, d)

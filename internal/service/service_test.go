@@ -20,6 +20,7 @@ import (
 	"outboxsaga/outbox"
 
 	"github.com/gorilla/mux"
+	"github.com/jackc/pgx/v5"
 	"go.uber.org/goleak"
 )
 
@@ -232,12 +233,29 @@ func TestStartFails(t *testing.T) {
 	}
 	defer taken.Close()
 	own := fstest.MapFS{"000002_x.up.sql": &fstest.MapFile{}}
+	altered := func(statement string) string {
+		url := stacktest.Database(t, system.SharedMigrations()...)
+		conn, err := pgx.Connect(t.Context(), url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		if _, err := conn.Exec(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+		return url
+	}
 	for name, c := range map[string]struct {
 		url, brokers, addr, topic string
 		migrations                fstest.MapFS
 		open                      error
+		partitions                int
 		want                      string
 	}{
+		"no publication":       {url: altered(`DROP PUBLICATION outbox_pub`), want: "the publication outbox_pub is missing"},
+		"not by its root":      {url: altered(`ALTER PUBLICATION outbox_pub SET (publish_via_partition_root = false)`), want: "publish_via_partition_root = true"},
+		"not the outbox":       {url: altered(`ALTER PUBLICATION outbox_pub SET TABLE inbox`), want: "does not have the table outbox"},
+		"other partitions":     {partitions: 6, want: "has 1 partitions, it must have 6"},
 		"nothing listens":      {url: "postgres://u:s3cret@127.0.0.1:1/db", want: "no connection to DATABASE_URL"},
 		"no such database":     {url: strings.Replace(url, "/test_", "/nowhere_", 1), want: "no connection to DATABASE_URL"},
 		"no tables":            {url: stacktest.Database(t), want: "version 0 of outbox_migrations, this program needs 2: run the migrations"},
@@ -255,7 +273,7 @@ func TestStartFails(t *testing.T) {
 			begin := time.Now()
 			err := service.Run(t.Context(), func(name string) string { return env[name] }, io.Discard, "group", "127.0.0.1:0",
 				func(service.Runtime) (service.Service, error) {
-					svc := service.Service{Topics: []string{or(c.topic, topic)}, Batch: (&counter{}).batch, DeadLetterTopic: "x", DeadLetterType: "x"}
+					svc := service.Service{Topics: []string{or(c.topic, topic)}, Partitions: c.partitions, Batch: (&counter{}).batch, DeadLetterTopic: "x", DeadLetterType: "x"}
 					if c.topic == "-" {
 						svc.Topics = nil
 					}

@@ -1,0 +1,86 @@
+package provision_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/provision"
+	"outboxsaga/internal/stacktest"
+	"outboxsaga/internal/system"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Each setting with which no event could flow is said, and what to do about it.
+func TestCheck(t *testing.T) {
+	s, err := stacktest.New("settings")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	if err := s.UpOnly(ctx, devstack.Postgres); err != nil {
+		t.Fatal(err)
+	}
+	admin := s.PostgresURL("postgres")
+	restart := func(statements ...string) {
+		t.Helper()
+		conn, err := pgx.Connect(ctx, admin)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, statement := range statements {
+			if _, err := conn.Exec(ctx, statement); err != nil {
+				t.Fatalf("%s: %v", statement, err)
+			}
+		}
+		conn.Close(ctx)
+		if err := s.Stop(ctx, devstack.Postgres); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.UpOnly(ctx, devstack.Postgres); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wants := func(wants ...string) {
+		t.Helper()
+		err := provision.Check(ctx, admin, system.Databases())
+		if err == nil {
+			t.Fatalf("no error, want %q", wants)
+		}
+		if lines := strings.Count(err.Error(), "\n") + 1; lines != len(wants) {
+			t.Errorf("%d lines, want %d:\n%v", lines, len(wants), err)
+		}
+		for _, want := range wants {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("no %q in\n%v", want, err)
+			}
+		}
+	}
+	wants("role cdc is missing: run outboxctl provision", "database orderdb: run outboxctl provision", "database stockdb: ", "database paymentdb: ")
+	if err := provision.Postgres(ctx, admin, "", system.Databases()); err != nil {
+		t.Fatal(err)
+	}
+	if err := provision.Check(ctx, admin, system.Databases()); err != nil {
+		t.Errorf("provisioned: %v", err)
+	}
+	restart(`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`, `ALTER SYSTEM SET wal_level = replica`)
+	wants("wal_level=replica: set wal_level=logical and restart it")
+	restart(`ALTER SYSTEM RESET wal_level`, `ALTER SYSTEM SET max_replication_slots = 2`)
+	wants("max_replication_slots=2 and max_wal_senders=16: both must be at least 3")
+}
+
+func TestCheckTopics(t *testing.T) {
+	brokers, topic := stacktest.Brokers(t), stacktest.Topic(t, 3)
+	if err := provision.CheckTopics(t.Context(), brokers, provision.Topic{Name: topic, Partitions: 3}); err != nil {
+		t.Error(err)
+	}
+	err := provision.CheckTopics(t.Context(), brokers, provision.Topic{Name: topic, Partitions: 6}, provision.Topic{Name: "nowhere", Partitions: 6})
+	if err == nil || !strings.Contains(err.Error(), "has 3 partitions, it must have 6") || !strings.Contains(err.Error(), "topic nowhere is missing: run outboxctl provision") {
+		t.Error(err)
+	}
+}
