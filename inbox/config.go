@@ -54,10 +54,14 @@ type Config struct {
 	// rebalance timeout (60 s): a rebalance waits for the transaction in hand.
 	Timeout time.Duration
 	// SessionTimeout is how long the broker waits for a heartbeat before the partitions
-	// of a dead instance go to another one. Default 6 s.
+	// of a dead instance go to another one: what they stand still when an instance is killed. Heartbeats
+	// come six times in it, from a goroutine of their own, so a long transaction does not end the
+	// session. Default 6 s, the least that a broker allows unless its group.min.session.timeout.ms
+	// is lowered; then 2 s is a good value.
 	SessionTimeout time.Duration
-	// InstanceID makes the member static (KIP-345): a restart within SessionTimeout
-	// causes no rebalance. It must be unique in the group. Default: dynamic.
+	// InstanceID makes the member static (KIP-345): at its shutdown it does not leave the group, and a
+	// restart within SessionTimeout causes no rebalance, but nobody has its partitions meanwhile. It must
+	// be unique in the group. Default: dynamic; the others take over at once what a shutdown leaves.
 	InstanceID string
 
 	// Logger gets faults, retries and dead letters. Default slog.Default().

@@ -42,6 +42,7 @@ type Consumer struct {
 	read   time.Time // when since and until were read
 
 	rejoined time.Time // topics that were made anew
+	refused  error     // why the group will never have this member
 
 	// limit is the size of the next batch. It halves when a batch fails for a reason
 	// that is no fault, down to the culprit, and doubles with each success.
@@ -58,8 +59,8 @@ func New(cfg Config) (*Consumer, error) {
 
 // Run consumes until ctx is done, then finishes the transaction in hand, commits the
 // offsets, leaves the group and returns nil. It returns an error at once if the
-// brokers cannot be reached within 10 s or a topic does not exist. Later faults of Kafka or the
-// database are waited out. It may be called once.
+// brokers cannot be reached within 10 s, a topic does not exist or the group refuses the settings. Later faults
+// of Kafka or the database are waited out. It may be called once.
 func (c *Consumer) Run(ctx context.Context) error {
 	opts := append([]kgo.Opt{
 		kgo.SeedBrokers(c.cfg.Brokers...),
@@ -106,6 +107,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		wake := c.work(ctx)
 		c.poll(ctx, wake)
+		if c.refused != nil {
+			return c.refused
+		}
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
@@ -188,6 +192,10 @@ func (c *Consumer) take(fetches kgo.Fetches) (remade []string) {
 			return
 		}
 		if kerr.IsRetriable(err) { // a leader moves: the client sees to it
+			return
+		}
+		if errors.Is(err, kerr.InvalidSessionTimeout) {
+			c.refused = fmt.Errorf("inbox: the broker refuses a session timeout of %s: it must lie between the broker's group.min.session.timeout.ms (6 s where nobody has lowered it) and group.max.session.timeout.ms: %w", c.cfg.SessionTimeout, err)
 			return
 		}
 		c.cfg.Logger.Error("inbox: fetch failed", "topic", topic, "partition", p, "error", err)
@@ -349,10 +357,22 @@ func jitter(d time.Duration) time.Duration {
 	return d - rand.N(d/4+1)
 }
 
-func (c *Consumer) assigned(context.Context, *kgo.Client, map[string][]int32) {
+func (c *Consumer) assigned(_ context.Context, _ *kgo.Client, gained map[string][]int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.joined = true
+	c.logMove("inbox: partitions taken", gained)
+}
+
+// logMove tells of a rebalance: seldom, and the first thing to look for when something stood still.
+func (c *Consumer) logMove(what string, moved map[string][]int32) {
+	n := 0
+	for _, numbers := range moved {
+		n += len(numbers)
+	}
+	if n > 0 {
+		c.cfg.Logger.Info(what, "partitions", n)
+	}
 }
 
 // revoked waits for the transaction in hand (c.mu), so that the offsets of all that
@@ -361,6 +381,7 @@ func (c *Consumer) revoked(ctx context.Context, client *kgo.Client, lost map[str
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.queue.drop(lost)
+	c.logMove("inbox: partitions given up", lost)
 	if err := client.CommitMarkedOffsets(ctx); err != nil {
 		c.cfg.Logger.Warn("inbox: offsets not committed before a rebalance; their records come again and are skipped", "error", err)
 	}
@@ -370,4 +391,5 @@ func (c *Consumer) lost(_ context.Context, _ *kgo.Client, lost map[string][]int3
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.queue.drop(lost)
+	c.logMove("inbox: partitions lost: the group holds this member for dead", lost)
 }

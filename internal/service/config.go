@@ -26,12 +26,16 @@ type config struct {
 	// outbox's and Kafka's together). TOPIC_RETENTION (default 168h) is what the topics are set to.
 	outboxRetention, inboxRetention time.Duration
 
-	shutdownDelay time.Duration // SHUTDOWN_DELAY: how long requests still come after readyz went red; default 0
+	shutdownDelay time.Duration // SHUTDOWN_DELAY: how long requests still come after readyz went red; default 3s
 }
 
-// sessionTimeout is the default of SESSION_TIMEOUT: orders whose partitions a killed instance had wait so
-// long. Heartbeats do not wait for the work in hand, so it can be short.
-const sessionTimeout = 2 * time.Second
+const (
+	// sessionTimeout: partitions of a killed instance stand still for about 2.5 s. A heartbeat is sent
+	// three times a second, so five in a row must be lost or late before a living instance is held for dead.
+	sessionTimeout = 2 * time.Second
+	// shutdownDelay is enough for a balancer that asks readyz every second and believes the second answer.
+	shutdownDelay = 3 * time.Second
+)
 
 // configError is the operator's mistake: exit code 2.
 type configError struct{ error }
@@ -73,9 +77,9 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 		return c, err
 	}
 	if c.session < time.Second || c.session > 30*time.Second {
-		return c, badConfig("SESSION_TIMEOUT is %s: it must be from 1s to 30s", c.session)
+		return c, badConfig("SESSION_TIMEOUT is %s: it must be from 1s to 30s: shorter, and a busy machine is held for a dead one", c.session)
 	}
-	if c.shutdownDelay, err = duration(getenv, "SHUTDOWN_DELAY", 0); err != nil {
+	if c.shutdownDelay, err = duration(getenv, "SHUTDOWN_DELAY", shutdownDelay); err != nil {
 		return c, err
 	}
 	return c, c.readRetention(getenv)

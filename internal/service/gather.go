@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// commitTimeout bounds one commit of a [Gather].
+// commitTimeout bounds one commit of a [Gather], and how long an item waits for its own.
 const commitTimeout = 10 * time.Second
 
 // errStopped is the answer to what arrives when the writers have gone.
@@ -60,9 +60,11 @@ func (g *Gather[T, R]) Run(ctx context.Context) error {
 	return nil
 }
 
-// Do waits until the item is committed, or ctx is done. In the second case the item may
+// Do waits until the item is committed, 10 s have passed or ctx is done. In the last two cases the item may
 // be committed nevertheless.
 func (g *Gather[T, R]) Do(ctx context.Context, item T) (R, error) {
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
 	var none R
 	req := request[T, R]{item, make(chan Result[R], 1)}
 	select {

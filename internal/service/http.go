@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"outboxsaga/inbox"
@@ -33,7 +34,7 @@ func newServer(h http.Handler, log *slog.Logger) *http.Server {
 }
 
 // handler is the whole HTTP surface of a service.
-func handler(svc Service, api openAPI, h health, letters *inbox.Consumer, m *metrics) http.Handler {
+func handler(svc Service, api openAPI, h *health, letters *inbox.Consumer, m *metrics) http.Handler {
 	router := NewRouter(m.observe)
 	router.Handle("/openapi.json", Handle(api.serve)).Methods(http.MethodGet)
 	router.Handle("/healthz", Handle(h.alive)).Methods(http.MethodGet)
@@ -43,7 +44,7 @@ func handler(svc Service, api openAPI, h health, letters *inbox.Consumer, m *met
 	if svc.Routes != nil {
 		svc.Routes(router)
 	}
-	return router
+	return h.farewell(router)
 }
 
 // NewRouter makes a router whose own answers, 404 and 405, are problems too, and that
@@ -84,19 +85,22 @@ type health struct {
 	pool     *pgxpool.Pool
 	consumer *inbox.Consumer
 	draining <-chan struct{}
+	joined   atomic.Bool // the consumer could work once
 }
 
 // alive says no more than that the process answers: restarting it would not mend a
 // database that is down.
-func (h health) alive(w http.ResponseWriter, _ *http.Request) error {
+func (h *health) alive(w http.ResponseWriter, _ *http.Request) error {
 	return WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }
 
 // readyTimeout bounds all checks of one readyz.
 const readyTimeout = 2 * time.Second
 
-// ready answers 200 or 503 with the result of each check.
-func (h health) ready(w http.ResponseWriter, r *http.Request) error {
+// ready answers 200 or 503 with the result of each check. It says whether requests should come here, so a
+// consumer that has worked and then loses Kafka does not make it red: requests need the database
+// only, and all instances would be red at once.
+func (h *health) ready(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
 	checks := map[string]error{
@@ -105,17 +109,35 @@ func (h health) ready(w http.ResponseWriter, r *http.Request) error {
 		"partitions": h.partitions(ctx),
 		"consumer":   h.consumer.Ready(ctx),
 	}
+	if checks["consumer"] == nil {
+		h.joined.Store(true)
+	}
 	status, texts := http.StatusOK, map[string]string{}
 	for name, err := range checks {
-		texts[name] = "ok"
-		if err != nil {
-			status, texts[name] = http.StatusServiceUnavailable, oneLine(err)
+		if texts[name] = "ok"; err == nil {
+			continue
+		}
+		texts[name] = oneLine(err)
+		if name != "consumer" || !h.joined.Load() {
+			status = http.StatusServiceUnavailable
 		}
 	}
 	return WriteJSON(w, status, map[string]any{"ready": status == http.StatusOK, "checks": texts})
 }
 
-func (h health) running() error {
+// farewell closes each connection with its next answer once shutdown has begun: the client's next
+// request goes to another instance. Connections that are idle are left alone until the delay is over:
+// a request may be on its way.
+func (h *health) farewell(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if h.running() != nil {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (h *health) running() error {
 	select {
 	case <-h.draining:
 		return errors.New("the service is stopping")
@@ -125,7 +147,7 @@ func (h health) running() error {
 }
 
 // partitions of tomorrow must exist: without them every transaction will fail at midnight (UTC).
-func (h health) partitions(ctx context.Context) error {
+func (h *health) partitions(ctx context.Context) error {
 	outboxUntil, err := outbox.PreparedUntil(ctx, h.pool)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -69,6 +70,14 @@ var errInternal = &Problem{
 	Detail: "the service failed at this request; the reason is in its log",
 }
 
+const (
+	// requestTimeout bounds the work for a GET: a database that hangs must not hold the client too.
+	requestTimeout = 10 * time.Second
+	// slowRequestTimeout bounds all other requests. Their transactions have bounds of their own, see
+	// [Gather]; the rest is for clients that asked to wait (up to 30 s).
+	slowRequestTimeout = 45 * time.Second
+)
+
 // Handle makes a handler of a function that returns an error. A [Problem] is answered
 // as it is; a database that cannot work as 503 with Retry-After; anything else, and a
 // panic, as 500 and logged, here and nowhere else. f must not have written anything when it
@@ -85,7 +94,13 @@ func Handle(f func(w http.ResponseWriter, r *http.Request) error) http.Handler {
 				writeProblem(w, errInternal)
 			}
 		}()
-		err := f(w, r)
+		most := slowRequestTimeout
+		if r.Method == http.MethodGet {
+			most = requestTimeout
+		}
+		ctx, cancel := context.WithTimeout(r.Context(), most)
+		defer cancel()
+		err := f(w, r.WithContext(ctx))
 		if err == nil {
 			return
 		}

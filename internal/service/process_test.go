@@ -104,7 +104,7 @@ func start(t *testing.T, routes func(*mux.Router), background ...func(context.Co
 		t.Fatal(err)
 	}
 	t.Cleanup(p.kafka.Close)
-	env := map[string]string{"DATABASE_URL": url, "KAFKA_BROKERS": brokers[0]}
+	env := map[string]string{"DATABASE_URL": url, "KAFKA_BROKERS": brokers[0], "SHUTDOWN_DELAY": "0"}
 	ctx, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	go func() {

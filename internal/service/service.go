@@ -7,8 +7,10 @@
 //
 //   - A wrong setting, database, migration, broker or topic is one clear line and an exit
 //     within some seconds of the start. The same fault later is waited out.
-//   - Shutdown loses nothing: readyz goes red, requests are finished, the batch in hand
+//   - Shutdown loses nothing: readyz goes red, connections are closed with their next answer, requests are
+//     taken until a balancer has noticed (SHUTDOWN_DELAY), and finished; the batch in hand
 //     is committed, offsets are committed, the group is left, the pool closed.
+//   - A request is answered within [requestTimeout], or [slowRequestTimeout], also when the database hangs.
 //   - No goroutine survives [Run].
 package service
 
@@ -192,7 +194,7 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	if err != nil {
 		return fmt.Errorf("cannot listen on HTTP_ADDR %s: free the port or choose another: %w", cfg.addr, err)
 	}
-	server := newServer(handler(svc, api, health{pool, consumer, draining}, consumer, metrics), cfg.log)
+	server := newServer(handler(svc, api, &health{pool: pool, consumer: consumer, draining: draining}, consumer, metrics), cfg.log)
 
 	// Work goes on while requests drain; hence a context of its own.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -22,10 +21,20 @@ type load struct {
 	mu       sync.Mutex
 	accepted []string
 	refused  int
+	why      []string        // of the first refused
+	took     []time.Duration // until the answer, of those accepted
 	stop     func()
 }
 
+// load sends to the instances of order-service in turn, whether they live or not.
 func (w *world) load(perSecond, instances int) *load {
+	w.t.Helper()
+	return w.loadBy(perSecond, func(ctx context.Context, i int, body string, out any) (int, error) {
+		return stacktest.Post(ctx, w.URL("order-service", i%instances)+"/orders", nil, body, out)
+	})
+}
+
+func (w *world) loadBy(perSecond int, send func(ctx context.Context, i int, body string, out any) (int, error)) *load {
 	w.t.Helper()
 	plenty, scarce := w.item(1_000_000), w.item(50)
 	customers := []string{w.customer(1_000_000_000), w.customer(1_000_000_000), w.customer(2000)}
@@ -49,13 +58,16 @@ func (w *world) load(perSecond, instances int) *load {
 				try, done := context.WithTimeout(context.Background(), 10*time.Second)
 				defer done()
 				var o order
-				status, err := stacktest.Post(try, w.URL("order-service", i%instances)+"/orders", nil, orderBody(customers[i%3], sku, 1, 100), &o)
+				begin := time.Now()
+				status, err := send(try, i, orderBody(customers[i%3], sku, 1, 100), &o)
 				l.mu.Lock()
 				defer l.mu.Unlock()
 				if err == nil && status == http.StatusAccepted {
-					l.accepted = append(l.accepted, o.ID)
-				} else {
-					l.refused++
+					l.accepted, l.took = append(l.accepted, o.ID), append(l.took, time.Since(begin))
+					return
+				}
+				if l.refused++; len(l.why) < 5 {
+					l.why = append(l.why, fmt.Sprint(status, " ", err))
 				}
 			})
 		}
@@ -165,42 +177,6 @@ func (w *world) flows(fault string, since time.Time) {
 		}
 	}
 	w.t.Fatalf("no order settles 60 s after %s was killed", fault)
-}
-
-// Two instances of every service share the partitions. One of each is killed under
-// load and does not come back: the other takes over.
-func TestTwoInstancesShareTheWork(t *testing.T) {
-	w := start(t, 2)
-	l := w.load(200, 2)
-	l.more(t, 300)
-	for _, service := range []string{"order-service", "stock-service", "payment-service"} {
-		for i := range 2 {
-			if n := handled(t, w.URL(service, i)); n == 0 {
-				t.Errorf("instance %d of %s handles nothing", i+1, service)
-			}
-		}
-	}
-	begin := time.Now()
-	for _, service := range []string{"stock-service", "payment-service"} {
-		w.Kill(service)
-	}
-	// Half of the orders wait for partitions whose owner is dead, until its session is
-	// over and the second instance has them.
-	first := l.count()
-	l.more(t, 200)
-	for _, id := range l.since(first) {
-		w.settled(id, 30*time.Second)
-	}
-	t.Logf("first instances of stock and payment killed: all of 200 orders placed then are settled %.1f s after", time.Since(begin).Seconds())
-	l.more(t, 200)
-	w.finish(l)
-}
-
-// since are the orders accepted after the first n.
-func (l *load) since(n int) []string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.accepted[n:])
 }
 
 // handled is how many events an instance has handled, from its metrics.
