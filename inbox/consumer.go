@@ -75,6 +75,13 @@ func (c *Consumer) Run(ctx context.Context) error {
 		kgo.FetchMaxBytes(16 << 20),
 		// A broker that came back, or a new topic, is found at once, not after 5 s.
 		kgo.MetadataMinAge(250 * time.Millisecond),
+		// Partitions whose leader has moved wait for the end of the request that their new broker holds
+		// for want of records: 5 s by default.
+		kgo.FetchMaxWait(500 * time.Millisecond),
+		// Not up to 5 s: a group whose coordinator has moved should not stand still for longer than that takes.
+		kgo.RetryBackoffFn(func(fails int) time.Duration {
+			return jitter(min(time.Second, 125*time.Millisecond<<min(fails, 4)))
+		}),
 		// Else the client keeps to itself for 12 s that a topic was made anew.
 		kgo.KeepRetryableFetchErrors(),
 		kgo.OnPartitionsAssigned(c.assigned),

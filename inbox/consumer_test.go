@@ -439,6 +439,38 @@ func TestInstancesShareTheWorkAndHandOver(t *testing.T) {
 	})
 }
 
+// Heartbeats do not wait for a transaction: one that takes longer than the session costs no partition.
+func TestALongTransactionKeepsItsMembership(t *testing.T) {
+	r := newRig(t)
+	var log strings.Builder
+	var mu sync.Mutex
+	cfg := r.config()
+	cfg.SessionTimeout = time.Second
+	cfg.Logger = slog.New(slog.NewTextHandler(writer(func(line []byte) (int, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		return log.Write(line)
+	}), nil))
+	cfg.Each = func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_sleep(3)`); err != nil {
+			return err
+		}
+		return r.each(ctx, tx, ev)
+	}
+	r.start(cfg)
+	r.send(event("k", "slow"))
+	r.eventually(1, effects)
+	mu.Lock()
+	defer mu.Unlock()
+	if text := log.String(); strings.Count(text, "partitions taken") != 1 || strings.Contains(text, "partitions lost") {
+		t.Error(text)
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }
+
 // A topic that someone deletes and makes again is consumed on, from its start.
 func TestATopicMadeAnewIsConsumed(t *testing.T) {
 	r := newRig(t)
@@ -527,9 +559,10 @@ func TestRunRefusesWhatCannotWork(t *testing.T) {
 		change func(*inbox.Config)
 		want   string
 	}{
-		"no broker":        {func(c *inbox.Config) { c.Brokers = []string{"127.0.0.1:1"} }, "check the address"},
-		"no topic":         {func(c *inbox.Config) { c.Topics = append(c.Topics, "missing-topic") }, `topic "missing-topic": create it first`},
-		"other partitions": {func(c *inbox.Config) { c.Partitions = 4 }, "has 3 partitions, it must have 4"},
+		"no broker":                          {func(c *inbox.Config) { c.Brokers = []string{"127.0.0.1:1"} }, "check the address"},
+		"no topic":                           {func(c *inbox.Config) { c.Topics = append(c.Topics, "missing-topic") }, `topic "missing-topic": create it first`},
+		"other partitions":                   {func(c *inbox.Config) { c.Partitions = 4 }, "has 3 partitions, it must have 4"},
+		"a session too short for the broker": {func(c *inbox.Config) { c.SessionTimeout = 500 * time.Millisecond }, "group.min.session.timeout.ms"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

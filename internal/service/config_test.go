@@ -20,11 +20,11 @@ func environment(changes ...string) func(string) string {
 }
 
 func TestConfiguration(t *testing.T) {
-	c, err := readConfig(environment("LOG_LEVEL", "warn", "INSTANCE_ID", "a", "SHUTDOWN_DELAY", "5s", "DATABASE_POOL_SIZE", "20"), io.Discard, "stock-service", "127.0.0.1:8081")
+	c, err := readConfig(environment("LOG_LEVEL", "warn", "INSTANCE_ID", "a", "SHUTDOWN_DELAY", "5s", "SESSION_TIMEOUT", "10s", "DATABASE_POOL_SIZE", "20"), io.Discard, "stock-service", "127.0.0.1:8081")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.addr != "127.0.0.1:8081" || len(c.brokers) != 2 || c.brokers[1] != "k2.example:9093" || c.instance != "a" || c.shutdownDelay != 5*time.Second {
+	if c.addr != "127.0.0.1:8081" || len(c.brokers) != 2 || c.brokers[1] != "k2.example:9093" || c.instance != "a" || c.shutdownDelay != 5*time.Second || c.session != 10*time.Second {
 		t.Errorf("%+v", c)
 	}
 	if c.log.Enabled(t.Context(), slog.LevelInfo) || !c.log.Enabled(t.Context(), slog.LevelWarn) {
@@ -68,6 +68,7 @@ func TestBadConfigurationIsOneClearLine(t *testing.T) {
 		{"HTTP_ADDR", ":99999", "99999"},
 		{"LOG_LEVEL", "loud", "debug, info, warn or error"},
 		{"LOG_FORMAT", "xml", "text or json"},
+		{"SESSION_TIMEOUT", "2", "like 500ms"},
 		{"SHUTDOWN_DELAY", "5", "like 500ms"},
 		{"SHUTDOWN_DELAY", "-5s", "like 500ms"},
 		{"SESSION_TIMEOUT", "500ms", "from 1s to 30s"},

@@ -88,6 +88,12 @@ func (b *lockedBuffer) String() string {
 // start runs a service on the real PostgreSQL and Kafka until it is ready.
 func start(t *testing.T, routes func(*mux.Router), background ...func(context.Context) error) *process {
 	t.Helper()
+	return startWith(t, "0", routes, background...)
+}
+
+// startWith is start with a SHUTDOWN_DELAY.
+func startWith(t *testing.T, delay string, routes func(*mux.Router), background ...func(context.Context) error) *process {
+	t.Helper()
 	url, brokers := stacktest.Database(t, system.SharedMigrations()...), stacktest.Brokers(t)
 	p := &process{t: t, log: &lockedBuffer{}, done: make(chan error, 1), topic: stacktest.Topic(t, 1), handled: &counter{counts: map[string]int{}}}
 	leaks := goleak.IgnoreCurrent()
@@ -104,7 +110,7 @@ func start(t *testing.T, routes func(*mux.Router), background ...func(context.Co
 		t.Fatal(err)
 	}
 	t.Cleanup(p.kafka.Close)
-	env := map[string]string{"DATABASE_URL": url, "KAFKA_BROKERS": brokers[0], "SHUTDOWN_DELAY": "0"}
+	env := map[string]string{"DATABASE_URL": url, "KAFKA_BROKERS": brokers[0], "SHUTDOWN_DELAY": delay}
 	ctx, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	go func() {

@@ -207,6 +207,34 @@ func TestShutdownFinishesRequests(t *testing.T) {
 	}
 }
 
+// A balancer needs a moment to see that readyz is red. Until then requests are served, and each connection
+// is closed with its answer, so that none is left when the service ends.
+func TestShutdownGivesBalancersTime(t *testing.T) {
+	const delay = 700 * time.Millisecond
+	p := startWith(t, delay.String(), nil)
+	begin := time.Now()
+	p.stop()
+	p.await("readyz to turn red", func() bool {
+		status, body := p.ask("GET", "/readyz", "", "")
+		return status == 503 && strings.Contains(body, "the service is stopping")
+	})
+	res, err := http.Get(p.url + "/dead-letters")
+	if err != nil {
+		t.Fatal(err)
+	}
+	res.Body.Close()
+	if res.StatusCode != 200 || !res.Close {
+		t.Errorf("%s, the connection is closed: %t", res.Status, res.Close)
+	}
+	if err := <-p.done; err != nil {
+		t.Error(err)
+	}
+	close(p.done)
+	if took := time.Since(begin); took < delay {
+		t.Errorf("it ended after %s, the delay is %s", took, delay)
+	}
+}
+
 func TestBackgroundErrorEndsTheService(t *testing.T) {
 	fail := make(chan struct{})
 	p := start(t, nil, func(ctx context.Context) error {
