@@ -221,6 +221,13 @@ func (r *run) inject(ctx context.Context, f fault, e *Event) {
 	}()
 	r.say("%s", a.name)
 	from := time.Now()
+	failedBefore := r.load.failures()
+	defer func() {
+		n := r.load.failures() - failedBefore
+		r.mu.Lock()
+		e.FailedRequests = n
+		r.mu.Unlock()
+	}()
 	failed := func(what string, err error) {
 		r.mu.Lock()
 		e.Error = fmt.Sprintf("%s: %v", what, err)

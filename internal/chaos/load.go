@@ -230,6 +230,16 @@ func (l *load) failure(what string) {
 	l.mu.Unlock()
 }
 
+// failures counts the requests that failed up to now, each of which was sent again.
+func (l *load) failures() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, of := range l.counts.Failures {
+		n += of
+	}
+	return n
+}
+
 func (l *load) attempt(ctx context.Context, b *balancer, path, key, body string, out any) (status int, wait time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, attemptTime)
 	defer cancel()

@@ -64,9 +64,14 @@ func (w *world) processFaults() (all []kind) {
 				return stopped{about{g.name + " stopped", fmt.Sprintf("SIGSTOP %s for %.1f s", p, hold.Seconds()), touches, hold, c}, w, p}
 			}})
 	}
-	return append(all, kind{"rolling restart", 1, func(*rand.Rand) fault {
-		return rolling{about{"rolling restart", "rolling restart of everything", []string{"service", "worker", "broker", "Postgres"}, 0, fromHeal}, w, w.everything()}
-	}})
+	services := w.groups()[0].processes
+	return append(all,
+		kind{"services rolled", 1, func(*rand.Rand) fault {
+			return rolling{about{"services rolled", "rolling restart of the services", []string{"service"}, 0, fromFaultHealed}, w, services}
+		}},
+		kind{"everything rolled", 1, func(*rand.Rand) fault {
+			return rolling{about{"everything rolled", "rolling restart of everything", []string{"service", "supervisor", "worker", "broker", "Postgres"}, 0, fromHeal}, w, w.everything()}
+		}})
 }
 
 // killed is kill -9.
@@ -99,8 +104,7 @@ type stopped struct {
 func (f stopped) inject(context.Context) error { return f.world.signal(f.process, syscall.SIGSTOP) }
 func (f stopped) heal(context.Context) error   { return f.world.signal(f.process, syscall.SIGCONT) }
 
-// rolling restarts all processes one after the other, under load. Nothing need be down: the flow counts
-// from the end.
+// rolling restarts processes one after the other, under load.
 type rolling struct {
 	about
 	world     *world

@@ -37,7 +37,9 @@ type Event struct {
 	Name     string
 	Recovery float64 // until orders flowed normally
 	Alone    bool    // no other fault lasted meanwhile
-	Error    string  `json:",omitempty"`
+	// FailedRequests are those of the load from the fault to its end; each was sent again.
+	FailedRequests int
+	Error          string `json:",omitempty"`
 }
 
 // Skipped is a kind of fault that cannot be injected here.
@@ -49,6 +51,7 @@ type Row struct {
 	Count, Alone  int
 	Median, Worst float64
 	WorstOfAll    float64 // with those that overlapped others
+	Failed        int     // requests at most, of a fault that was alone
 	Bar           float64 `json:",omitempty"` // what Worst should not exceed
 	Met           bool
 }
@@ -85,6 +88,7 @@ func rows(faults []*Event) (all []Row) {
 		r.WorstOfAll = max(r.WorstOfAll, e.Recovery)
 		if e.Alone {
 			r.Alone++
+			r.Failed = max(r.Failed, e.FailedRequests)
 			times[e.Kind] = append(times[e.Kind], e.Recovery)
 		}
 	}
@@ -106,7 +110,7 @@ func (r Report) Clean() bool { return len(r.Violations) == 0 }
 // Text is the report for people.
 func (r Report) Text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%-24s %6s %8s %8s %10s  %s\n", "FAULT", "TIMES", "MEDIAN", "WORST", "OVERLAPPED", "BAR")
+	fmt.Fprintf(&b, "\n%-24s %6s %6s %8s %8s %10s %10s  %s\n", "FAULT", "TIMES", "ALONE", "MEDIAN", "WORST", "OVERLAPPED", "REQUESTS", "BAR")
 	for _, k := range r.Kinds {
 		bar, overlapped := "", "-"
 		if k.Bar > 0 && k.Alone > 0 {
@@ -119,8 +123,9 @@ func (r Report) Text() string {
 		if k.Alone > 0 {
 			median, worst = fmt.Sprintf("%.1f s", k.Median), fmt.Sprintf("%.1f s", k.Worst)
 		}
-		fmt.Fprintf(&b, "%-24s %6d %8s %8s %10s  %s\n", k.Kind, k.Count, median, worst, overlapped, bar)
+		fmt.Fprintf(&b, "%-24s %6d %6d %8s %8s %10s %10d  %s\n", k.Kind, k.Count, k.Alone, median, worst, overlapped, k.Failed, bar)
 	}
+	fmt.Fprintln(&b, "times from the fault to the normal flow of orders, of faults that were alone; OVERLAPPED: the worst of those that were not; REQUESTS: that failed at most, and were sent again")
 	for _, s := range r.Skipped {
 		fmt.Fprintf(&b, "%-24s left out: %s\n", s.Kind, s.Reason)
 	}

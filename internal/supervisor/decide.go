@@ -37,7 +37,7 @@ const (
 const (
 	missingAfter  = 4 * time.Second  // a connector that is being changed is missing for a moment
 	inactiveAfter = 6 * time.Second  // a restart takes 2 s
-	silentAfter   = 15 * time.Second // the reader says something each 5 s
+	silentAfter   = 12 * time.Second // the reader says something each 5 s
 	stuckAfter    = 10 * time.Second // with events waiting that Kafka does not have
 	deadAfter     = 30 * time.Second // with nothing waiting but heartbeats
 	lostAfter     = 8 * time.Second

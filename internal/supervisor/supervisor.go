@@ -230,6 +230,13 @@ func (l *lock) hold(ctx context.Context) (held bool, err error) {
 		conn.Release()
 		return false, err
 	}
+	// A leader that is frozen, or whose host is gone, must not keep the others from acting for as long as its
+	// connection seems to live. A round takes no longer than this.
+	if _, err := conn.Exec(ctx, `SET idle_session_timeout = '30s'`); err != nil {
+		_ = conn.Conn().Close(ctx)
+		conn.Release()
+		return false, err
+	}
 	l.conn = conn
 	return true, nil
 }
