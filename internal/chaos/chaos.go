@@ -189,7 +189,11 @@ func (r *run) shoot(ctx context.Context, next func() fault) {
 func (r *run) begun(f fault, overlap bool) *Event {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.active) > 1 || len(r.active) == 1 && !overlap {
+	lasting := 0
+	for other := range r.active {
+		lasting += bit(!other.mending)
+	}
+	if lasting > 1 || lasting == 1 && !overlap || len(r.active) > 3 {
 		return nil
 	}
 	for _, other := range r.active {
@@ -260,6 +264,12 @@ func (r *run) inject(ctx context.Context, f fault, e *Event) {
 	}
 	if a.clock == fromHeal {
 		from = time.Now()
+	}
+	if a.clock == fromFaultUnhealed {
+		// The flow is back; while a process starts again, the next fault may come.
+		r.mu.Lock()
+		e.mending = true
+		r.mu.Unlock()
 	}
 	// What was broken is mended also when the run is ended early.
 	heal, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.Limit)

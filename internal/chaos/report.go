@@ -40,6 +40,8 @@ type Event struct {
 	// FailedRequests are those of the load from the fault to its end; each was sent again.
 	FailedRequests int
 	Error          string `json:",omitempty"`
+
+	mending bool // the flow is back, only redundancy is not
 }
 
 // Skipped is a kind of fault that cannot be injected here.
