@@ -2,12 +2,16 @@
 //
 // The rules ([Rules]) are about what is committed. They are read in an order that makes them
 // true while the system works: an outbox row is read before the inbox that must have its id, an
-// inbox row before the outbox that must have written it, a settled order before the payment and the
-// reservation that it stands on. What is younger than [Options].Grace may be under way and is not judged; what
-// looks wrong is looked at once more before it is reported.
+// inbox row before the outbox that must have written it, an order before the payment and the
+// reservation that it stands on. What is younger than [Options].Grace may be under way and is not judged. What
+// looks wrong is looked at again for as long as Grace before it is reported, because an old id may have been
+// committed only now: a transaction may have waited for a lock, a clock may be wrong.
 //
-// An audit reads in pages by id (UUIDv7, so in the order of time) and merges them here: its memory does
-// not grow with the tables, it holds no lock and no long transaction. It sees what retention has
+// An order is compared with its own payment and reservation, not sum with sum: so what SUCCESS orders cost is
+// what is charged, for each customer, and an order that is not settled may have its effect or not.
+//
+// An audit reads in pages by id (UUIDv7, so in the order of time), each in a short read-only transaction, and merges them
+// here: its memory is bounded whatever the tables' size, and it holds no lock. It sees what retention has
 // left: events in the retained partitions, orders for ever.
 package audit
 
@@ -38,6 +42,9 @@ type Options struct {
 	OrderTimeout time.Duration
 	// MaxIDs is how many ids a violation names. Default 20.
 	MaxIDs int
+	// Full is how often an [Auditor] reads everything anew. Between, it goes on from the newest ids, and does not see
+	// what a service wrote whose clock was more than a minute behind. Default 1 h.
+	Full time.Duration
 }
 
 // The rules.
@@ -86,46 +93,76 @@ func Once(ctx context.Context, db Databases, o Options) (Report, error) {
 	return New(db, o).Round(ctx)
 }
 
-// Auditor audits again and again, and each time only what is new or was not settled. [New] makes one.
+// Auditor audits again and again, and each time only what is new or was not settled; what it found stays reported
+// until it is mended. [New] makes one. It is for one goroutine.
 type Auditor struct {
 	db Databases
 	o  Options
 
-	events map[string]id // by outbox: all before were found in their inboxes
-	inbox  map[string]id // by inbox
-	orders id
-	lost   map[id]string      // missing events → their consumer
-	twice  map[string]*recent // by outbox
+	full time.Time // when everything was read anew
+
+	// Where reading goes on, by participant: all before was judged or is remembered below.
+	events, inbox map[string]id
+	orders        id
+
+	lost     map[id]string       // missing events → their consumer
+	invented map[id]string       // ids that no outbox wrote → whose inbox has them
+	sent     map[string]*history // by outbox: what was sent, and about which order
+	twice    map[repetition]id   // what was sent twice → the newest
+	pending  map[id]bool         // orders before the mark that are open or wrong
+	sums     sums
 }
+
+// remembered bounds each of the sets above. It takes a catastrophe to exceed it; reading then stops, and goes on in the
+// next round from there.
+const remembered = 100_000
 
 // New makes an auditor. It connects to nothing.
 func New(db Databases, o Options) *Auditor {
 	o.Grace = cmp.Or(o.Grace, 10*time.Second)
 	o.OrderTimeout = cmp.Or(o.OrderTimeout, time.Minute)
 	o.MaxIDs = cmp.Or(o.MaxIDs, 20)
-	return &Auditor{db: db, o: o, events: map[string]id{}, inbox: map[string]id{}, lost: map[id]string{}, twice: map[string]*recent{}}
+	o.Full = cmp.Or(o.Full, time.Hour)
+	a := &Auditor{db: db, o: o, lost: map[id]string{}, invented: map[id]string{}, twice: map[repetition]id{}, pending: map[id]bool{}}
+	a.startAnew()
+	return a
+}
+
+// startAnew forgets how far everything was read, and not what was found.
+func (a *Auditor) startAnew() {
+	a.events, a.inbox, a.orders, a.sent = map[string]id{}, map[string]id{}, id{}, map[string]*history{}
 }
 
 // Round audits what the last round has not, or could not yet. An error means that the databases
-// could not be read; the next round goes on from where this one began.
+// could not be read; the report is not to be used then. What was found before the error is in the next report.
 func (a *Auditor) Round(ctx context.Context) (Report, error) {
 	begin := time.Now()
+	if begin.Sub(a.full) >= a.o.Full {
+		a.startAnew()
+		a.full = begin
+	}
 	r := &round{Auditor: a, now: begin, report: Report{At: begin.UTC(), Checked: map[string]int64{}}, found: map[string]*Violation{}}
-	for _, step := range []func(context.Context) error{r.auditEvents, r.auditInboxes, r.auditOrders, r.auditBalances} {
+	for _, step := range []func(context.Context) error{r.readWindows, r.auditEvents, r.auditInboxes, r.auditOrders, r.auditBalances} {
 		if err := step(ctx); err != nil {
 			return r.report, fmt.Errorf("audit: %w", err)
 		}
 	}
-	r.report.Violations = []Violation{}
+	r.report.Violations = r.violations()
+	r.report.Duration = time.Since(begin)
+	return r.report, nil
+}
+
+// violations are in the order of the rules.
+func (r *round) violations() []Violation {
+	all := []Violation{}
 	for _, rule := range Rules() {
 		for _, key := range slices.Sorted(maps.Keys(r.found)) {
 			if v := r.found[key]; v.Rule == rule {
-				r.report.Violations = append(r.report.Violations, *v)
+				all = append(all, *v)
 			}
 		}
 	}
-	r.report.Duration = time.Since(begin)
-	return r.report, nil
+	return all
 }
 
 // round is one audit.
@@ -134,6 +171,9 @@ type round struct {
 	now    time.Time
 	report Report
 	found  map[string]*Violation // by rule and detail
+
+	outboxes, inboxes map[string]id // by participant: the lowest id that its partitions can hold
+	known             map[id]string // what the round before has reported of the rule at hand
 }
 
 // violate notes that a rule does not hold for an id.
@@ -179,6 +219,15 @@ func floor(t time.Time) (i id) {
 	return i
 }
 
+// time is when an id was made, by the clock of who made it.
+func (i id) time() time.Time {
+	var ms int64
+	for k := range 6 {
+		ms = ms<<8 | int64(i[k])
+	}
+	return time.UnixMilli(ms)
+}
+
 // from is where reading begins when there is no mark yet.
 func (r *round) from(mark id) id {
 	if mark == (id{}) && r.o.Since > 0 {
@@ -187,23 +236,57 @@ func (r *round) from(mark id) id {
 	return mark
 }
 
-// page is how many rows are read at once.
-const page = 20_000
+// end is the first id that is too young to be judged.
+func (r *round) end() id { return floor(r.now.Add(-r.o.Grace)) }
 
-// overlap is read again in the next round: a transaction may commit long after it made its ids.
-const overlap = time.Minute
+// mark is where the next round begins. What is behind it is read again: a transaction may commit
+// some time after it has made its ids.
+func (r *round) mark() id { return floor(r.now.Add(-r.o.Grace - overlap)) }
 
-// mark is where the next round begins, when this one has read all ids before end.
-func mark(end time.Time) id { return floor(end.Add(-overlap)) }
+const (
+	overlap = time.Minute
+	page    = 20_000 // rows read at once
+)
 
-// read is a query whose rows are taken one by one.
-func read(ctx context.Context, pool *pgxpool.Pool, what string, scan []any, take func() error, sql string, args ...any) error {
-	rows, err := pool.Query(ctx, sql, args...)
-	if err == nil {
-		_, err = pgx.ForEachRow(rows, scan, take)
+// settle looks again and again, until nothing is left that is wrong or Grace is over.
+func (r *round) settle(ctx context.Context, look func(context.Context) (left int, err error)) error {
+	for end := time.Now().Add(r.o.Grace); ; {
+		left, err := look(ctx)
+		if err != nil || left == 0 || !time.Now().Before(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(min(time.Second, time.Until(end))):
+		}
 	}
+}
+
+// read is a query in a transaction of its own, whose rows are taken one by one. It is planned
+// for its arguments: a plan for any range of ids would not know how many partitions and rows are in it.
+func read(ctx context.Context, pool *pgxpool.Pool, what string, scan []any, take func() error, sql string, args ...any) error {
+	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, sql, append([]any{pgx.QueryExecModeCacheDescribe}, args...)...)
+		if err == nil {
+			_, err = pgx.ForEachRow(rows, scan, take)
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("read %s: %w", what, err)
 	}
 	return nil
 }
+
+// uuids are ids as pgx sends them.
+func uuids(ids []id) [][16]byte {
+	out := make([][16]byte, len(ids))
+	for i, one := range ids {
+		out[i] = one
+	}
+	return out
+}
+
+// nothing is for rows of which all is in the variables.
+func nothing() error { return nil }

@@ -30,6 +30,38 @@ func (a *Auditor) pool(name string) *pgxpool.Pool {
 	return map[string]*pgxpool.Pool{"order": a.db.Order, "stock": a.db.Stock, "payment": a.db.Payment}[name]
 }
 
+// readWindows reads how far back outboxes and inboxes reach: before, nothing can be told. Retention moves that on
+// at any time.
+func (r *round) readWindows(ctx context.Context) error {
+	r.outboxes, r.inboxes = map[string]id{}, map[string]id{}
+	for _, p := range r.participants() {
+		var outbox, inbox *time.Time
+		if err := read(ctx, p.pool, "the partitions of "+p.name+"-service", []any{&outbox, &inbox}, nothing,
+			`SELECT o.since, i.since FROM event_partitions_window('outbox') o, event_partitions_window('inbox') i`); err != nil {
+			return err
+		}
+		r.outboxes[p.name], r.inboxes[p.name] = reach(outbox), reach(inbox)
+	}
+	return nil
+}
+
+func reach(since *time.Time) id {
+	if since == nil { // no partition, no ids
+		return floor(time.UnixMilli(1<<48 - 1))
+	}
+	return floor(*since)
+}
+
+// reach is the lowest id that an outbox must have which an inbox has.
+func (r *round) reach(p participant) (lowest id) {
+	for _, sender := range p.from {
+		if one := r.outboxes[sender]; lowest.before(one) {
+			lowest = one
+		}
+	}
+	return lowest
+}
+
 type row struct {
 	id                id
 	topic, typ, about string
@@ -37,44 +69,89 @@ type row struct {
 
 // auditEvents: every outbox id is in the inbox of its consumer. The outbox is read first.
 func (r *round) auditEvents(ctx context.Context) error {
-	if err := r.lookAgain(ctx, true); err != nil { // those of earlier rounds
+	r.known = maps.Clone(r.lost)
+	if _, err := r.lookForLost(ctx); err != nil {
 		return err
 	}
-	end := r.now.Add(-r.o.Grace)
 	for _, p := range r.participants() {
-		at := r.from(r.events[p.name])
-		for {
-			rows, err := outboxPage(ctx, p, at, floor(end))
-			if err != nil {
-				return err
-			}
-			if err := r.arrived(ctx, rows); err != nil {
-				return err
-			}
-			r.countEvents(p, rows)
-			if len(rows) < page {
-				break
-			}
-			at = rows[len(rows)-1].id
+		if err := r.readOutbox(ctx, p); err != nil {
+			return err
 		}
 	}
-	if err := r.lookAgain(ctx, false); err != nil {
-		return err
-	}
-	for _, p := range r.participants() {
-		r.events[p.name] = mark(end)
+	if news(r.lost, r.known) > 0 {
+		if err := r.settle(ctx, r.lookForLost); err != nil {
+			return err
+		}
 	}
 	for _, one := range slices.SortedFunc(maps.Keys(r.lost), order) {
-		r.missing(one, r.lost[one])
+		r.violate(EventLost, one.String(), "the inbox of %s-service does not have events that were sent to it more than %s ago", r.lost[one], r.o.Grace)
+	}
+	for _, what := range slices.SortedFunc(maps.Keys(r.twice), func(a, b repetition) int { return order(r.twice[a], r.twice[b]) }) {
+		if r.twice[what].before(r.outboxes[what.sender]) {
+			delete(r.twice, what) // retention took the proof
+			continue
+		}
+		r.violate(EventTwice, what.order, "%s-service has sent %s twice for an order", what.sender, what.typ)
 	}
 	return nil
 }
 
-// remembered bounds the missing events that are looked for again. It takes a catastrophe to miss more.
-const remembered = 100_000
+// news counts what an earlier round has not found.
+func news(all, known map[id]string) (n int) {
+	for one := range all {
+		if known[one] == "" {
+			n++
+		}
+	}
+	return n
+}
 
-func (r *round) missing(event id, consumer string) {
-	r.violate(EventLost, event.String(), "the inbox of %s-service does not have events that were sent to it more than %s ago", consumer, r.o.Grace)
+// readOutbox reads what is new in an outbox. It goes on from where it was stopped by an error.
+func (r *round) readOutbox(ctx context.Context, p participant) error {
+	at, end, next := r.from(r.events[p.name]), r.end(), r.mark()
+	sent := r.sent[p.name]
+	if sent == nil {
+		sent = newHistory()
+		r.sent[p.name] = sent
+	}
+	for {
+		rows, err := outboxPage(ctx, p, at, end)
+		if err != nil {
+			return err
+		}
+		if err := r.arrived(ctx, rows); err != nil {
+			return err
+		}
+		for _, one := range rows {
+			sent.add(one, next)
+		}
+		full := len(r.lost) >= remembered
+		if len(rows) == page && !full {
+			at = rows[len(rows)-1].id
+			r.events[p.name] = earlier(at, next)
+		}
+		if len(rows) < page || full || len(sent.suspects) >= remembered {
+			if err := r.confirmTwice(ctx, p, sent); err != nil {
+				return err
+			}
+		}
+		if full {
+			return nil
+		}
+		if len(rows) < page {
+			break
+		}
+	}
+	r.events[p.name] = next
+	sent.forget(next)
+	return nil
+}
+
+func earlier(a, b id) id {
+	if a.before(b) {
+		return a
+	}
+	return b
 }
 
 func outboxPage(ctx context.Context, p participant, after, end id) (rows []row, err error) {
@@ -88,13 +165,10 @@ func outboxPage(ctx context.Context, p participant, after, end id) (rows []row, 
 
 // arrived notes the events that their consumers' inboxes lack.
 func (r *round) arrived(ctx context.Context, rows []row) error {
-	if len(rows) == 0 {
-		return nil
-	}
 	missing := map[string]map[id]bool{}
 	for _, one := range rows {
 		to := events.Consumer(one.topic)
-		if to == "" {
+		if to == "" || one.id.before(r.inboxes[to]) {
 			continue
 		}
 		if missing[to] == nil {
@@ -104,44 +178,38 @@ func (r *round) arrived(ctx context.Context, rows []row) error {
 		r.report.Checked["events"]++
 	}
 	for to, ids := range missing {
-		if err := inboxIDs(ctx, r.pool(to), to, rows[0].id, rows[len(rows)-1].id, func(seen id) { delete(ids, seen) }); err != nil {
+		var seen id
+		if err := read(ctx, r.pool(to), "the inbox of "+to+"-service", []any{(*[16]byte)(&seen)}, func() error {
+			delete(ids, seen)
+			return nil
+		}, `SELECT event_id FROM inbox WHERE event_id BETWEEN $1 AND $2`, [16]byte(rows[0].id), [16]byte(rows[len(rows)-1].id)); err != nil {
 			return err
 		}
 		for one := range ids {
-			if len(r.lost) < remembered {
-				r.lost[one] = to
-			} else {
-				r.missing(one, to)
-			}
+			r.lost[one] = to
 		}
 	}
 	return nil
 }
 
-func inboxIDs(ctx context.Context, pool *pgxpool.Pool, name string, first, last id, take func(id)) error {
-	var seen id
-	return read(ctx, pool, "the inbox of "+name+"-service", []any{(*[16]byte)(&seen)}, func() error {
-		take(seen)
-		return nil
-	}, `SELECT event_id FROM inbox WHERE event_id BETWEEN $1 AND $2`, [16]byte(first), [16]byte(last))
-}
-
-// lookAgain asks for the missing events once more, and for dead letters, which may have no
-// inbox row: an event older than the inbox remembers.
-func (r *round) lookAgain(ctx context.Context, late bool) error {
+// lookForLost asks for the missing events once more, and for dead letters, which may have no
+// inbox row: an event older than the inbox remembers. It returns how many are missing that were not in the last round.
+func (r *round) lookForLost(ctx context.Context) (left int, err error) {
 	if len(r.lost) == 0 {
-		return nil
+		return 0, nil
 	}
-	if !late {
-		if err := wait(ctx); err != nil {
-			return err
-		}
+	if err := r.readWindows(ctx); err != nil {
+		return 0, err
 	}
 	for _, p := range r.participants() {
-		var ids [][16]byte
+		var ids []id
 		var texts []string
 		for missing, consumer := range r.lost {
-			if consumer == p.name {
+			switch {
+			case consumer != p.name:
+			case missing.before(r.inboxes[consumer]):
+				delete(r.lost, missing) // it cannot be told any more
+			default:
 				ids, texts = append(ids, missing), append(texts, missing.String())
 			}
 		}
@@ -149,64 +217,68 @@ func (r *round) lookAgain(ctx context.Context, late bool) error {
 			continue
 		}
 		var seen id
-		found := func() error {
-			delete(r.lost, seen)
-			if late {
+		if err := read(ctx, p.pool, "the inbox of "+p.name+"-service", []any{(*[16]byte)(&seen)}, func() error {
+			if r.lost[seen] != "" && r.known[seen] != "" {
 				r.report.Late++
 			}
+			delete(r.lost, seen)
 			return nil
-		}
-		if err := read(ctx, p.pool, "the inbox of "+p.name+"-service", []any{(*[16]byte)(&seen)}, found,
-			`SELECT event_id FROM inbox WHERE event_id = ANY($1)
-			 UNION SELECT event_id::uuid FROM dead_letters WHERE event_id = ANY($2)`, ids, texts); err != nil {
-			return err
+		}, `SELECT event_id FROM inbox WHERE event_id = ANY($1)
+			UNION ALL SELECT event_id::uuid FROM dead_letters WHERE event_id = ANY($2)`, uuids(ids), texts); err != nil {
+			return 0, err
 		}
 	}
-	return nil
-}
-
-// wait gives what was just being committed the time to be so.
-func wait(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(time.Second):
-		return nil
-	}
+	return news(r.lost, r.known), nil
 }
 
 // auditInboxes: every inbox id was written by an outbox, as far back as all the senders' outboxes reach. The
 // inbox is read first.
 func (r *round) auditInboxes(ctx context.Context) error {
-	end := r.now.Add(-r.o.Grace)
-	for _, p := range r.participants() {
-		at := r.from(r.inbox[p.name])
-		for _, sender := range p.from {
-			var since time.Time
-			err := r.pool(sender).QueryRow(ctx, `SELECT coalesce(since, '-infinity') FROM event_partitions_window('outbox')`).Scan(&since)
-			if err != nil {
-				return err
-			}
-			if reach := floor(since); at.before(reach) {
-				at = reach
-			}
-		}
-		for {
-			strangers, last, n, err := r.inboxPage(ctx, p, at, floor(end))
-			if err != nil {
-				return err
-			}
-			for _, one := range slices.SortedFunc(maps.Keys(strangers), order) {
-				r.violate(EventInvented, one.String(), "the inbox of %s-service has events that no outbox has written", p.name)
-			}
-			r.report.Checked["inbox_ids"] += int64(n)
-			if n < page {
-				break
-			}
-			at = last
-		}
-		r.inbox[p.name] = mark(end)
+	r.known = maps.Clone(r.invented)
+	if _, err := r.lookForInvented(ctx); err != nil {
+		return err
 	}
+	for _, p := range r.participants() {
+		if err := r.readInbox(ctx, p); err != nil {
+			return err
+		}
+	}
+	if news(r.invented, r.known) > 0 {
+		if err := r.settle(ctx, r.lookForInvented); err != nil {
+			return err
+		}
+	}
+	for _, one := range slices.SortedFunc(maps.Keys(r.invented), order) {
+		r.violate(EventInvented, one.String(), "the inbox of %s-service has events that no outbox has written", r.invented[one])
+	}
+	return nil
+}
+
+// readInbox reads what is new in an inbox.
+func (r *round) readInbox(ctx context.Context, p participant) error {
+	at, end, next := r.from(r.inbox[p.name]), r.end(), r.mark()
+	if lowest := r.reach(p).pred(); at.before(lowest) {
+		at = lowest
+	}
+	for {
+		strangers, last, n, err := r.inboxPage(ctx, p, at, end)
+		if err != nil {
+			return err
+		}
+		for one := range strangers {
+			r.invented[one] = p.name
+		}
+		r.report.Checked["inbox_ids"] += int64(n)
+		if n < page {
+			break
+		}
+		at = last
+		r.inbox[p.name] = earlier(at, next)
+		if len(r.invented) >= remembered {
+			return nil
+		}
+	}
+	r.inbox[p.name] = next
 	return nil
 }
 
@@ -237,36 +309,39 @@ func (r *round) inboxPage(ctx context.Context, p participant, after, end id) (st
 	return strangers, last, n, nil
 }
 
-// recent remembers the newest events of an outbox by order and type: an order's events are close to
-// each other. Two generations bound its size.
-type recent struct{ now, before map[[2]string]id }
-
-const generation = 200_000
-
-// countEvents: no order has two events of one type in one outbox. Dead letters may repeat.
-func (r *round) countEvents(p participant, rows []row) {
-	seen := r.twice[p.name]
-	if seen == nil {
-		seen = &recent{now: map[[2]string]id{}}
-		r.twice[p.name] = seen
+// lookForInvented asks the outboxes once more: with CDC an event can be handled before its sender's transaction is
+// visible. It returns how many ids of no outbox there are that were not in the last round.
+func (r *round) lookForInvented(ctx context.Context) (left int, err error) {
+	if len(r.invented) == 0 {
+		return 0, nil
 	}
-	for _, one := range rows {
-		switch one.typ {
-		case events.TypeOrderDeadLettered, events.TypeStockDeadLettered, events.TypePaymentDeadLettered:
+	for _, p := range r.participants() {
+		var ids []id
+		for one, in := range r.invented {
+			if in == p.name {
+				ids = append(ids, one)
+			}
+		}
+		if len(ids) == 0 {
 			continue
 		}
-		key := [2]string{one.about, one.typ}
-		first, known := seen.now[key]
-		if !known {
-			first, known = seen.before[key]
-		}
-		if known && first != one.id { // the overlap of two rounds brings the same row again
-			r.violate(EventTwice, one.about, "%s-service has sent %s twice for an order", p.name, one.typ)
-			continue
-		}
-		seen.now[key] = one.id
-		if len(seen.now) >= generation {
-			seen.before, seen.now = seen.now, map[[2]string]id{}
+		for _, sender := range p.from {
+			var seen id
+			if err := read(ctx, r.pool(sender), "the outbox of "+sender+"-service", []any{(*[16]byte)(&seen)}, func() error {
+				delete(r.invented, seen)
+				return nil
+			}, `SELECT id FROM outbox WHERE id = ANY($1)`, uuids(ids)); err != nil {
+				return 0, err
+			}
 		}
 	}
+	// Retention may have dropped the partition between the two readings.
+	if err := r.readWindows(ctx); err != nil {
+		return 0, err
+	}
+	for _, p := range r.participants() {
+		lowest := r.reach(p)
+		maps.DeleteFunc(r.invented, func(one id, in string) bool { return in == p.name && one.before(lowest) })
+	}
+	return news(r.invented, r.known), nil
 }
