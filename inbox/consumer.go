@@ -141,7 +141,7 @@ func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
 			return fmt.Errorf("inbox: topic %q: create it first: %w", t, err)
 		}
 		if n := len(topics[t].Partitions); c.cfg.Partitions > 0 && n != c.cfg.Partitions {
-			return fmt.Errorf("inbox: topic %q has %d partitions, it must have %d: records of one key would change partition and lose their order; move it aside or restore it", t, n, c.cfg.Partitions)
+			return fmt.Errorf("inbox: topic %q has %d partitions, it must have %d: %w; move it aside or restore it", t, n, c.cfg.Partitions, ErrPartitions)
 		}
 	}
 	return nil

@@ -12,6 +12,10 @@ import (
 	"github.com/jackc/puddle/v2"
 )
 
+// ErrPartitions is in the error of [Consumer.Run] when a topic has another number of partitions than
+// [Config.Partitions].
+var ErrPartitions = errors.New("records of one key would change partition and lose their order")
+
 // errNoPartition is a fault of operation: partitions were not prepared in time.
 var errNoPartition = errors.New("inbox: the table has no partition: call inbox.PreparePartitions")
 

@@ -43,7 +43,7 @@ func newCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "check", Short: "Say which settings events could not flow with", Args: cobra.NoArgs,
 		Long: `Check what change data capture needs: PostgreSQL's settings, the connectors' role, the publications, the topics with their
-partitions, the worker's plugin. It changes nothing, prints a line for each thing that is wrong, and exits with 1 if there is one. It reads
+partitions, each worker's plugin. It changes nothing, prints a line for each thing that is wrong, and exits with 1 if there is one. It reads
 ADMIN_DATABASE_URL, KAFKA_BROKERS and CONNECT_URL, by default those of the local stack.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
@@ -61,13 +61,16 @@ func check(ctx context.Context, cmd *cobra.Command) error {
 			return err
 		}
 		admin = cmp.Or(admin, local.PostgresURL("postgres"))
-		brokers, worker = cmp.Or(brokers, strings.Join(local.Brokers(), ",")), cmp.Or(worker, local.ConnectURL())
+		brokers, worker = cmp.Or(brokers, strings.Join(local.Brokers(), ",")), cmp.Or(worker, strings.Join(local.ConnectURLs(), ","))
 	}
-	worker, _, _ = strings.Cut(worker, ",")
-	return errors.Join(
+	wrong := []error{
 		provision.Check(ctx, admin, system.Databases()),
 		provision.CheckTopics(ctx, strings.Split(brokers, ","), system.Topics()...),
-		connect.Client{URL: strings.TrimSuffix(worker, "/")}.CheckPlugin(ctx))
+	}
+	for url := range strings.SplitSeq(worker, ",") { // a connector may run on any of them
+		wrong = append(wrong, connect.Client{URL: strings.TrimSuffix(url, "/")}.CheckPlugin(ctx))
+	}
+	return errors.Join(wrong...)
 }
 
 // rolePassword reads a login's password from the environment.

@@ -116,7 +116,7 @@ func (c Client) CheckPlugin(ctx context.Context) error {
 			return nil
 		}
 	}
-	return errNoPlugin
+	return fmt.Errorf("%s: %w", c.URL, errNoPlugin)
 }
 
 var errNoPlugin = errors.New("the Connect worker does not have the Debezium plugin: unpack debezium-connector-postgres into a folder of its plugin.path and restart it")

@@ -42,6 +42,7 @@ func TestWorker(t *testing.T) {
 	client := connect.Client{URL: s.ConnectURL()}
 	t.Run("a connector that is not there", func(t *testing.T) { notThere(t, client) })
 	t.Run("settings that are wrong", func(t *testing.T) { wrongSettings(t, client) })
+	t.Run("a worker without the plugin", func(t *testing.T) { withoutPlugin(t, s) })
 	t.Run("the script", func(t *testing.T) { script(t, s, client) })
 	t.Run("a slot that is gone", func(t *testing.T) { slotGone(t, s, client) })
 	t.Run("delete", func(t *testing.T) {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"outboxsaga/outbox"
+
 	"github.com/jackc/pgx/v5"
 )
 
@@ -17,7 +19,7 @@ func Check(ctx context.Context, admin string, databases []Database) error {
 		return fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	wrong := []error{checkSettings(ctx, conn, len(databases)), checkRole(ctx, conn)}
+	wrong := []error{checkSettings(ctx, conn, databases), checkRole(ctx, conn)}
 	for _, d := range databases {
 		if err := checkDatabase(ctx, admin, d); err != nil {
 			wrong = append(wrong, fmt.Errorf("database %s: %w", d.Name, err))
@@ -26,19 +28,29 @@ func Check(ctx context.Context, admin string, databases []Database) error {
 	return errors.Join(wrong...)
 }
 
-// checkSettings refuses a server on which change data capture cannot work.
-func checkSettings(ctx context.Context, conn *pgx.Conn, slots int) error {
+// checkSettings refuses a server on which change data capture cannot work for databases. Slots and senders
+// that others use are not free for it.
+func checkSettings(ctx context.Context, conn *pgx.Conn, databases []Database) error {
+	ours := make([]string, len(databases))
+	for i, d := range databases {
+		ours[i] = d.Slot()
+	}
 	var level string
-	var maxSlots, maxSenders int
-	err := conn.QueryRow(ctx, `SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, current_setting('max_wal_senders')::int`).
-		Scan(&level, &maxSlots, &maxSenders)
+	var slots, senders, usedSlots, usedSenders int
+	err := conn.QueryRow(ctx, `
+SELECT current_setting('wal_level'), current_setting('max_replication_slots')::int, current_setting('max_wal_senders')::int,
+       (SELECT count(*) FROM pg_replication_slots WHERE slot_name <> ALL ($1)),
+       (SELECT count(*) FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
+        WHERE s.slot_name IS NULL OR s.slot_name <> ALL ($1))`, ours).Scan(&level, &slots, &senders, &usedSlots, &usedSenders)
+	need := len(databases) + max(usedSlots, usedSenders)
 	switch {
 	case err != nil:
 		return fmt.Errorf("read the settings of PostgreSQL: %w", err)
 	case level != "logical":
 		return fmt.Errorf("PostgreSQL has wal_level=%s: set wal_level=logical and restart it", level)
-	case maxSlots < slots || maxSenders < slots:
-		return fmt.Errorf("PostgreSQL has max_replication_slots=%d and max_wal_senders=%d: both must be at least %d; set them and restart it", maxSlots, maxSenders, slots)
+	case slots < len(databases)+usedSlots || senders < len(databases)+usedSenders:
+		return fmt.Errorf("PostgreSQL has max_replication_slots=%d and max_wal_senders=%d: both must be at least %d, for %d databases and what others use (%d and %d); set them and restart it",
+			slots, senders, need, len(databases), usedSlots, usedSenders)
 	}
 	return nil
 }
@@ -67,22 +79,15 @@ func checkDatabase(ctx context.Context, admin string, d Database) error {
 		return fmt.Errorf("run outboxctl provision if it is missing: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	return checkPublication(ctx, conn)
-}
-
-func checkPublication(ctx context.Context, conn *pgx.Conn) error {
-	var viaRoot, covers bool
-	err := conn.QueryRow(ctx, `SELECT pubviaroot AND pubinsert, EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = p.pubname AND t.tablename = 'outbox')
-		FROM pg_publication p WHERE pubname = 'outbox_pub'`).Scan(&viaRoot, &covers)
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return errors.New("the publication outbox_pub is missing: run the outbox's migrations")
-	case err != nil:
+	if err := outbox.CheckPublication(ctx, conn); err != nil {
 		return err
-	case !viaRoot:
-		return errors.New("the publication outbox_pub must publish inserts as those of the table outbox: ALTER PUBLICATION outbox_pub SET (publish = 'insert', publish_via_partition_root = true)")
-	case !covers:
-		return errors.New("the publication outbox_pub does not have the table outbox: ALTER PUBLICATION outbox_pub ADD TABLE outbox")
+	}
+	var reads bool // a role that is missing was said before
+	if err := conn.QueryRow(ctx, `SELECT coalesce((SELECT has_table_privilege(oid, 'outbox', 'SELECT') FROM pg_roles WHERE rolname = $1), true)`, CDC).Scan(&reads); err != nil {
+		return fmt.Errorf("read the rights of %s: %w", CDC, err)
+	}
+	if !reads {
+		return fmt.Errorf("the connectors' role %s may not read the outbox: GRANT SELECT ON outbox TO %s", CDC, CDC)
 	}
 	return nil
 }

@@ -72,6 +72,32 @@ func TestCheck(t *testing.T) {
 	wants("wal_level=replica: set wal_level=logical and restart it")
 	restart(`ALTER SYSTEM RESET wal_level`, `ALTER SYSTEM SET max_replication_slots = 2`)
 	wants("max_replication_slots=2 and max_wal_senders=16: both must be at least 3")
+	restart(`ALTER SYSTEM SET max_replication_slots = 3`, `ALTER SYSTEM SET max_wal_senders = 2`)
+	wants("max_replication_slots=3 and max_wal_senders=2: both must be at least 3")
+	restart(`ALTER SYSTEM RESET max_wal_senders`)
+	execute(t, s.PostgresURL("postgres"), `SELECT pg_create_physical_replication_slot('a_standby')`)
+	wants("max_replication_slots=3 and max_wal_senders=16: both must be at least 4, for 3 databases and what others use (1 and 0)")
+	execute(t, s.PostgresURL("postgres"), `SELECT pg_drop_replication_slot('a_standby')`)
+	if err := provision.Check(ctx, admin, system.Databases()); err != nil {
+		t.Errorf("mended: %v", err)
+	}
+
+	execute(t, s.PostgresURL("stockdb"), `REVOKE SELECT ON outbox FROM cdc`)
+	wants("database stockdb: the connectors' role cdc may not read the outbox: GRANT SELECT ON outbox TO cdc")
+	execute(t, s.PostgresURL("stockdb"), `ALTER PUBLICATION outbox_pub DROP TABLE outbox`)
+	wants("database stockdb: the publication outbox_pub does not have the table outbox: ALTER PUBLICATION outbox_pub ADD TABLE outbox")
+}
+
+func execute(t *testing.T, url, statement string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(t.Context())
+	if _, err := conn.Exec(t.Context(), statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
 }
 
 func TestCheckTopics(t *testing.T) {

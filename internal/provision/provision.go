@@ -15,6 +15,8 @@ import (
 	"io/fs"
 	"net/url"
 
+	"outboxsaga/outbox"
+
 	"github.com/golang-migrate/migrate/v4"
 	migratepgx "github.com/golang-migrate/migrate/v4/database/pgx/v5"
 	"github.com/golang-migrate/migrate/v4/source/iofs"
@@ -56,7 +58,7 @@ func Postgres(ctx context.Context, superuser, cdcPassword string, databases []Da
 		return fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if err := checkSettings(ctx, conn, len(databases)); err != nil {
+	if err := checkSettings(ctx, conn, databases); err != nil {
 		return err
 	}
 	if err := role(ctx, conn, Owner, "NOLOGIN", ""); err != nil {
@@ -225,7 +227,7 @@ func execAll(ctx context.Context, db interface {
 // a slot decodes with the catalog of the time of each row, so a publication made later
 // would not exist for earlier rows.
 func slot(ctx context.Context, conn *pgx.Conn, d Database) error {
-	if err := checkPublication(ctx, conn); err != nil {
+	if err := outbox.CheckPublication(ctx, conn); err != nil {
 		return err
 	}
 	var exists bool

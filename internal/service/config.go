@@ -24,7 +24,7 @@ type config struct {
 	session  time.Duration   // SESSION_TIMEOUT: after which an instance that says nothing loses its partitions; default 2s
 	// How long events are kept: OUTBOX_RETENTION (default 72h), INBOX_RETENTION (default 264h: longer than the
 	// outbox's and Kafka's together). TOPIC_RETENTION (default 168h) is what the topics are set to.
-	outboxRetention, inboxRetention time.Duration
+	outboxRetention, topicRetention, inboxRetention time.Duration
 
 	shutdownDelay time.Duration // SHUTDOWN_DELAY: how long requests still come after readyz went red; default 3s
 }
@@ -87,12 +87,11 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 
 // readRetention checks that the inbox remembers longer than an event can come.
 func (c *config) readRetention(getenv func(string) string) (err error) {
-	var topics time.Duration
 	for _, v := range []struct {
 		into *time.Duration
 		name string
 		days int
-	}{{&c.outboxRetention, "OUTBOX_RETENTION", 3}, {&topics, "TOPIC_RETENTION", 7}, {&c.inboxRetention, "INBOX_RETENTION", 11}} {
+	}{{&c.outboxRetention, "OUTBOX_RETENTION", 3}, {&c.topicRetention, "TOPIC_RETENTION", 7}, {&c.inboxRetention, "INBOX_RETENTION", 11}} {
 		if *v.into, err = duration(getenv, v.name, time.Duration(v.days)*24*time.Hour); err != nil {
 			return err
 		}
@@ -100,9 +99,9 @@ func (c *config) readRetention(getenv func(string) string) (err error) {
 			return badConfig("%s is %s: it must be 24h to 9600h", v.name, *v.into)
 		}
 	}
-	if c.inboxRetention <= c.outboxRetention+topics {
+	if c.inboxRetention <= c.outboxRetention+c.topicRetention {
 		return badConfig("INBOX_RETENTION is %s: it must be longer than OUTBOX_RETENTION and TOPIC_RETENTION together (%s), or an event that comes again could have its effect twice",
-			c.inboxRetention, c.outboxRetention+topics)
+			c.inboxRetention, c.outboxRetention+c.topicRetention)
 	}
 	return nil
 }

@@ -86,6 +86,7 @@ type health struct {
 	consumer *inbox.Consumer
 	draining <-chan struct{}
 	joined   atomic.Bool // the consumer could work once
+	now      func() time.Time
 }
 
 // alive says no more than that the process answers: restarting it would not mend a
@@ -156,7 +157,7 @@ func (h *health) partitions(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	tomorrow := time.Now().UTC().Truncate(24 * time.Hour).Add(48 * time.Hour) // its end
+	tomorrow := h.now().UTC().Truncate(24 * time.Hour).Add(48 * time.Hour) // its end
 	for table, until := range map[string]time.Time{"outbox": outboxUntil, "inbox": inboxUntil} {
 		if until.Before(tomorrow) {
 			return fmt.Errorf("the partitions of %s end at %s: the service could not prepare more", table, until.UTC().Format(time.RFC3339))

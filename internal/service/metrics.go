@@ -24,6 +24,7 @@ type metrics struct {
 	retries  prometheus.Counter
 	dropped  *prometheus.CounterVec
 	kept     *prometheus.GaugeVec
+	windows  windows
 }
 
 func newMetrics(pool *pgxpool.Pool) *metrics {
@@ -45,7 +46,7 @@ func newMetrics(pool *pgxpool.Pool) *metrics {
 	}
 	m.dropped = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "partitions_dropped_total", Help: "Partitions dropped by this instance after their retention."}, []string{"table"})
 	m.kept = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "partitions_kept", Help: "1 if a partition is kept past its retention, by reason."}, []string{"table", "reason"})
-	m.registry.MustRegister(m.dropped, m.kept, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	m.registry.MustRegister(m.dropped, m.kept, &m.windows, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		m.requests, m.events, m.batches, m.faults, m.retries)
 	for _, result := range []string{"fresh", "repeated", "dead"} {
 		m.events.WithLabelValues(result) // shown from the start, as 0

@@ -3,12 +3,14 @@ package service
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"outboxsaga/inbox"
 	"outboxsaga/outbox"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // partitionsAhead is how many days of partitions are kept ready.
@@ -29,8 +31,11 @@ func keepPartitions(ctx context.Context, pool *pgxpool.Pool, cfg config) error {
 	})
 }
 
-// retire drops the partitions that are past their retention.
+// retire drops the partitions that are past their retention, from the start on.
 func retire(ctx context.Context, pool *pgxpool.Pool, cfg config, m *metrics) error {
+	if err := dropPartitions(ctx, pool, cfg, m); err != nil && ctx.Err() == nil {
+		cfg.log.Warn("old partitions not dropped; trying again in some minutes", "error", err)
+	}
 	return every(ctx, 10*time.Minute, time.Minute, cfg.log, "old partitions not dropped", func(ctx context.Context) error {
 		return dropPartitions(ctx, pool, cfg, m)
 	})
@@ -39,14 +44,16 @@ func retire(ctx context.Context, pool *pgxpool.Pool, cfg config, m *metrics) err
 // dropPartitions drops what may go. A partition of the outbox is sealed first, and goes once the slots have
 // confirmed that, some seconds later.
 func dropPartitions(ctx context.Context, pool *pgxpool.Pool, cfg config, m *metrics) error {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	bounded, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	var failed error
 	for table, drop := range map[string]func() ([]string, *outbox.Kept, error){
-		"outbox": func() ([]string, *outbox.Kept, error) { return outbox.DropPartitions(ctx, pool, cfg.outboxRetention) },
-		"inbox":  func() ([]string, *outbox.Kept, error) { return inbox.DropPartitions(ctx, pool, cfg.inboxRetention) },
+		"outbox": func() ([]string, *outbox.Kept, error) {
+			return outbox.DropPartitions(bounded, pool, cfg.outboxRetention)
+		},
+		"inbox": func() ([]string, *outbox.Kept, error) { return inbox.DropPartitions(bounded, pool, cfg.inboxRetention) },
 	} {
-		kept, err := m.drop(ctx, cfg, table, drop)
+		kept, err := m.drop(bounded, cfg, table, drop)
 		failed = errors.Join(failed, err)
 		for _, reason := range outbox.Reasons() {
 			m.kept.WithLabelValues(table, string(reason)).Set(0)
@@ -54,11 +61,11 @@ func dropPartitions(ctx context.Context, pool *pgxpool.Pool, cfg config, m *metr
 		if kept != nil {
 			m.kept.WithLabelValues(table, string(kept.Reason)).Set(1)
 			if kept.Reason != outbox.Busy {
-				cfg.log.Warn("partition kept past its retention", "partition", kept.Partition, "reason", kept.Reason, "detail", kept.Detail)
+				cfg.log.Warn("partition kept past its retention", "table", table, "partition", kept.Partition, "reason", kept.Reason, "detail", kept.Detail)
 			}
 		}
 	}
-	return failed
+	return errors.Join(failed, m.windows.read(ctx, pool))
 }
 
 // drop repeats a drop while what keeps the next partition passes by itself.
@@ -68,16 +75,66 @@ func (m *metrics) drop(ctx context.Context, cfg config, table string, drop func(
 		dropped, kept, err = drop()
 		for _, name := range dropped {
 			m.dropped.WithLabelValues(table).Inc()
-			cfg.log.Info("partition dropped", "partition", name)
+			cfg.log.Info("partition dropped", "table", table, "partition", name)
 		}
 		if err != nil || kept == nil || kept.Reason != outbox.Locked && kept.Reason != outbox.Unconfirmed {
 			break
 		}
+		wait := 2 * time.Second
+		if kept.Reason == outbox.Locked { // each try may hold up writers for a moment
+			wait = 15 * time.Second
+		}
 		select {
 		case <-ctx.Done():
 			return kept, err
-		case <-time.After(2 * time.Second):
+		case <-time.After(wait):
 		}
 	}
 	return kept, err
+}
+
+// windows is the time for which there are partitions, by table, as of the last look.
+type windows struct {
+	mu    sync.Mutex
+	known map[string]window
+}
+
+type window struct{ since, until time.Time }
+
+func (w *windows) read(ctx context.Context, pool *pgxpool.Pool) error {
+	known := map[string]window{}
+	for table, ask := range map[string]func(context.Context, outbox.Querier) (since, until time.Time, err error){
+		"outbox": outbox.Window, "inbox": inbox.Window,
+	} {
+		since, until, err := ask(ctx, pool)
+		if err != nil {
+			return err
+		}
+		known[table] = window{since, until}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.known = known
+	return nil
+}
+
+var (
+	oldestAge = prometheus.NewDesc("partitions_oldest_age_seconds", "Age of the oldest id that has a partition.", []string{"table"}, nil)
+	timeLeft  = prometheus.NewDesc("partitions_prepared_seconds", "Time until the first id that has no partition.", []string{"table"}, nil)
+)
+
+// Describe serves [prometheus.Collector].
+func (w *windows) Describe(to chan<- *prometheus.Desc) {
+	to <- oldestAge
+	to <- timeLeft
+}
+
+// Collect serves [prometheus.Collector].
+func (w *windows) Collect(to chan<- prometheus.Metric) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for table, known := range w.known {
+		to <- prometheus.MustNewConstMetric(oldestAge, prometheus.GaugeValue, time.Since(known.since).Seconds(), table)
+		to <- prometheus.MustNewConstMetric(timeLeft, prometheus.GaugeValue, time.Until(known.until).Seconds(), table)
+	}
 }

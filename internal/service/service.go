@@ -5,8 +5,9 @@
 // A service is started by [Main] with a function that wires its domain. What the
 // process guarantees:
 //
-//   - A wrong setting, database, migration, broker or topic is one clear line and an exit
-//     within some seconds of the start. The same fault later is waited out.
+//   - A wrong setting, also one of the database or of a topic, is one clear line and exit code 2 within
+//     some seconds of the start. A database, migration, broker or topic that is not there is one
+//     clear line and exit code 1. The same fault later is waited out.
 //   - Shutdown loses nothing: readyz goes red, connections are closed with their next answer, requests are
 //     taken until a balancer has noticed (SHUTDOWN_DELAY), and finished; the batch in hand
 //     is committed, offsets are committed, the group is left, the pool closed.
@@ -190,11 +191,14 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	if err := prepare(ctx, cfg, pool, svc.Migrations); err != nil {
 		return err
 	}
+	if err := checkTopics(ctx, cfg, svc.Topics); err != nil {
+		return err
+	}
 	listener, err := net.Listen("tcp", cfg.addr)
 	if err != nil {
 		return fmt.Errorf("cannot listen on HTTP_ADDR %s: free the port or choose another: %w", cfg.addr, err)
 	}
-	server := newServer(handler(svc, api, &health{pool: pool, consumer: consumer, draining: draining}, consumer, metrics), cfg.log)
+	server := newServer(handler(svc, api, &health{pool: pool, consumer: consumer, draining: draining, now: time.Now}, consumer, metrics), cfg.log)
 
 	// Work goes on while requests drain; hence a context of its own.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
@@ -235,6 +239,9 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	}
 	stopWork()
 	if err := running.Wait(); err != nil {
+		if errors.Is(err, inbox.ErrPartitions) {
+			return configError{err}
+		}
 		return err
 	}
 	cfg.log.Info("stopped")
@@ -255,29 +262,6 @@ func prepare(ctx context.Context, cfg config, pool *pgxpool.Pool, own fs.FS) err
 		return err
 	}
 	return preparePartitions(ctx, pool, cfg)
-}
-
-// checkCapture refuses a database out of which no event would leave.
-func checkCapture(ctx context.Context, pool *pgxpool.Pool) error {
-	var level string
-	var exists, viaRoot, covers bool
-	err := pool.QueryRow(ctx, `
-SELECT current_setting('wal_level'), p.pubname IS NOT NULL, coalesce(p.pubviaroot AND p.pubinsert, false),
-       EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = 'outbox_pub' AND t.tablename = 'outbox')
-FROM (VALUES ('outbox_pub')) want (name) LEFT JOIN pg_publication p ON p.pubname = want.name`).Scan(&level, &exists, &viaRoot, &covers)
-	switch {
-	case err != nil:
-		return fmt.Errorf("read the settings of change data capture: %w", err)
-	case level != "logical":
-		return badConfig("PostgreSQL has wal_level=%s, so no event would leave the outbox: set wal_level=logical and restart it", level)
-	case !exists:
-		return badConfig("the publication outbox_pub is missing, so no event would leave the outbox: run outboxctl provision")
-	case !viaRoot:
-		return badConfig("the publication outbox_pub does not publish inserts as those of the table outbox: ALTER PUBLICATION outbox_pub SET (publish = 'insert', publish_via_partition_root = true)")
-	case !covers:
-		return badConfig("the publication outbox_pub does not have the table outbox: ALTER PUBLICATION outbox_pub ADD TABLE outbox")
-	}
-	return nil
 }
 
 func expireKeys(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
