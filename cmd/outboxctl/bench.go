@@ -6,23 +6,21 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"outboxsaga/internal/bench"
-	"outboxsaga/internal/devstack"
 	"outboxsaga/internal/system"
 
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 )
 
 type benchOptions struct {
 	rates                     []int
 	duration, warmup, confirm time.Duration
-	repeats, start, replicas  int
-	maximum                   bool
+	repeats, from, replicas   int
+	maximum, quick, full      bool
+	systems                   []string
 	shape                     bench.Shape
 	out, bin                  string
 }
@@ -30,9 +28,9 @@ type benchOptions struct {
 func newBenchCommand() *cobra.Command {
 	var o benchOptions
 	c := &cobra.Command{
-		Use: "bench", Short: "Measure the system under load, on a stack of its own", Args: cobra.NoArgs,
-		Long: `Start a stack of its own on free ports, send orders at fixed rates, and print latency, CPU and WAL of each point; then
-search the highest rate that holds (p99 within 1 s, nothing lost, no growing backlog). The services are taken from
+		Use: "bench", Short: "Measure the system under load, and its rivals, on a stack of their own", Args: cobra.NoArgs,
+		Long: `Start each system on a stack of its own on free ports, send orders at fixed rates, and print latency, CPU and WAL of each point;
+then search the highest rate that holds (p99 within 1 s, nothing lost, no growing backlog). The programs are taken from
 --bin. Nothing else should run on the machine; what other programs use is shown with each point.
 
 Latencies count from the moment at which an order was meant to be sent, to the answer of POST /orders (accept) and to
@@ -45,7 +43,7 @@ the commit that settled the order (final), by PostgreSQL's own clock.`,
 	f.DurationVar(&o.warmup, "warmup", 45*time.Second, "load before the first point: the JVMs compile")
 	f.IntVar(&o.repeats, "repeats", 1, "how often the points are measured; the table shows medians and ranges")
 	f.BoolVar(&o.maximum, "max", true, "search the highest rate that holds")
-	f.IntVar(&o.start, "max-from", 4000, "where that search begins")
+	f.IntVar(&o.from, "max-from", 4000, "where that search begins")
 	f.DurationVar(&o.confirm, "confirm", time.Minute, "how long the rate that was found must hold")
 	f.IntVar(&o.shape.Customers, "customers", 1000, "number of customers")
 	f.IntVar(&o.shape.Items, "items", 1000, "number of items; 1: every order wants the same")
@@ -53,7 +51,10 @@ the commit that settled the order (final), by PostgreSQL's own clock.`,
 	f.IntVar(&o.shape.Lines, "lines", 1, "lines of an order")
 	f.IntVar(&o.shape.Refused, "refused", 0, "percent of the orders that have no money")
 	f.IntVar(&o.replicas, "replicas", 1, "instances of each service")
-	f.StringVar(&o.out, "out", "", "folder for results.json and results.md")
+	f.StringSliceVar(&o.systems, "systems", []string{"cdc"}, "what to measure, in turn: "+systemNames())
+	f.BoolVar(&o.quick, "quick", false, "cdc and poller, idle, 200, 500 and 2,000 orders/s and the maximum, in about 8 minutes")
+	f.BoolVar(&o.full, "full", false, "all systems, 30 s a point, three times: some hours")
+	f.StringVar(&o.out, "out", "", "folder for results.json, results.md and the plots")
 	f.StringVar(&o.bin, "bin", "", "folder of the services' binaries (required)")
 	_ = c.MarkFlagRequired("bin") // the flag exists
 	return c
@@ -65,10 +66,17 @@ func (o benchOptions) validate() error {
 			return fmt.Errorf("--rates has %d: a rate is 0 or more orders/s", rate)
 		}
 	}
+	for _, name := range o.systems {
+		if _, known := benchSystems[name]; !known {
+			return fmt.Errorf("--systems has %q: choose from %s", name, systemNames())
+		}
+	}
 	switch {
+	case o.quick && o.full:
+		return fmt.Errorf("choose --quick or --full")
 	case o.duration < time.Second || o.confirm < time.Second:
 		return fmt.Errorf("--duration and --confirm must be 1s or more")
-	case o.repeats < 1 || o.replicas < 1 || o.start < 1:
+	case o.repeats < 1 || o.replicas < 1 || o.from < 1:
 		return fmt.Errorf("--repeats, --replicas and --max-from must be 1 or more")
 	case o.shape.Customers < 1 || o.shape.Items < 1 || o.shape.Lines < 1 || o.shape.Lines > 100:
 		return fmt.Errorf("--customers and --items must be 1 or more, --lines 1 to 100")
@@ -79,11 +87,42 @@ func (o benchOptions) validate() error {
 }
 
 func runBench(ctx context.Context, cmd *cobra.Command, o benchOptions) (err error) {
+	if o.quick {
+		o.systems, o.rates, o.duration, o.warmup, o.repeats, o.confirm = []string{"cdc", "poller"}, []int{0, 200, 500, 2000}, 15*time.Second, 30*time.Second, 1, 20*time.Second
+	}
+	if o.full {
+		o.systems, o.rates, o.duration, o.repeats = fullSystems, []int{0, 1, 200, 500, 1000, 2000, 4000}, 30*time.Second, 3
+	}
 	if err := o.validate(); err != nil {
 		return err
 	}
+	root, err := system.Root()
+	if err != nil {
+		return err
+	}
+	report := bench.Report{Machine: bench.Machine(), Commit: commit(ctx, root), Shape: o.shape, Max: map[string]int{}}
+	// In turn, so that what the machine does meanwhile burdens all alike.
+	for repeat := range o.repeats {
+		for _, name := range o.systems {
+			if err := o.measure(ctx, cmd, root, name, repeat == o.repeats-1, &report); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			if o.out != "" { // what was measured is kept if a later system fails
+				if err := report.Write(o.out); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "\n%s", report.Markdown())
+	return nil
+}
+
+// measure starts a system, measures its points once and, the last time, its maximum, and stops it.
+func (o benchOptions) measure(ctx context.Context, cmd *cobra.Command, root, name string, last bool, report *bench.Report) (err error) {
 	out := cmd.OutOrStdout()
-	target, root, stop, err := startBench(ctx, out, o)
+	fmt.Fprintf(out, "%s: %s\n", name, benchSystems[name].what)
+	target, stop, err := o.start(ctx, out, root, name)
 	if stop != nil {
 		defer func() {
 			if stopping := stop(); err == nil {
@@ -94,120 +133,55 @@ func runBench(ctx context.Context, cmd *cobra.Command, o benchOptions) (err erro
 	if err != nil {
 		return err
 	}
-	report := bench.Report{Machine: bench.Machine(), Commit: commit(ctx, root), Shape: o.shape, Max: map[string]int{}}
 	begin := time.Now()
 	fmt.Fprintf(out, "warming up for %v\n", o.warmup)
 	if err := bench.Prepare(ctx, target, o.shape); err != nil {
 		return err
 	}
-	measure := func(rate int, d time.Duration) (bench.Point, error) {
+	run := func(rate int, d time.Duration) (bench.Point, error) {
 		p, err := bench.Run(ctx, target, o.shape, rate, d, showProgress(cmd.ErrOrStderr()))
 		if err != nil || p.Holds() {
 			return p, err
 		}
 		return p, bench.Drain(ctx, target, begin)
 	}
+	slow := benchSystems[name].slow
 	for _, rate := range []int{200, 1000, 3000} {
-		if _, err := measure(rate, max(o.warmup/3, time.Second)); err != nil {
+		if slow {
+			rate /= 20
+		}
+		if _, err := run(rate, max(o.warmup/3, time.Second)); err != nil {
 			return err
 		}
 	}
 	fmt.Fprintln(out, bench.Header)
 	keep := func(rate int, d time.Duration) (bench.Point, error) {
-		p, err := measure(rate, d)
+		p, err := run(rate, d)
 		if err == nil {
 			report.Runs = append(report.Runs, p)
 			fmt.Fprintln(out, p.Row())
 		}
 		return p, err
 	}
-	for range o.repeats {
-		for _, rate := range o.rates {
-			if _, err := keep(rate, o.duration); err != nil {
-				return err
-			}
-		}
-	}
-	if o.maximum {
-		fmt.Fprintln(out, "searching the highest rate that holds")
-		if report.Max[target.Name], err = bench.Search(o.start, o.duration, o.confirm, keep); err != nil {
+	for _, rate := range o.rates {
+		p, err := keep(rate, o.duration)
+		if err != nil {
 			return err
 		}
+		if rate > 0 && !p.Holds() && slow {
+			break // higher rates would only take long
+		}
 	}
-	fmt.Fprintf(out, "\n%s", report.Markdown())
-	if o.out == "" {
+	if !o.maximum || !last {
 		return nil
 	}
-	return report.Write(o.out)
-}
-
-// startBench starts a system on a stack of its own. stop, where it is not nil, ends it, also after
-// an error.
-func startBench(ctx context.Context, out io.Writer, o benchOptions) (target bench.Target, root string, stop func() error, err error) {
-	if root, err = system.Root(); err != nil {
-		return target, root, nil, err
+	fmt.Fprintln(out, "searching the highest rate that holds")
+	start := o.from
+	if slow {
+		start /= 20
 	}
-	dir, err := os.MkdirTemp("", "outboxsaga-bench")
-	if err != nil {
-		return target, root, nil, err
-	}
-	if err := os.Chmod(dir, 0o755); err != nil { // PostgreSQL may run as another user
-		return target, root, nil, err
-	}
-	cfg := devstack.Config{
-		Dir: dir, Root: root, Ephemeral: true, Out: out,
-		// When an order is final is told by PostgreSQL's own time of the commit.
-		PostgresSettings: []string{"track_commit_timestamp=on"},
-	}
-	if err := cfg.UseFreePorts(); err != nil {
-		return target, root, nil, err
-	}
-	stack, err := devstack.Open(cfg)
-	if err != nil {
-		return target, root, nil, err
-	}
-	stop = stack.Close
-	bin, err := filepath.Abs(o.bin)
-	if err != nil {
-		return target, root, stop, err
-	}
-	ports, err := system.FreePorts(o.replicas)
-	if err != nil {
-		return target, root, stop, err
-	}
-	processes, err := system.Run(ctx, stack, bin, ports, true, "LOG_LEVEL=warn")
-	if err != nil {
-		return target, root, stop, err
-	}
-	urls := func(service string) (all []string) {
-		for _, port := range ports[service] {
-			all = append(all, fmt.Sprintf("http://127.0.0.1:%d", port))
-		}
-		return all
-	}
-	target = bench.Target{
-		Name: "cdc", OrderURLs: urls("order-service"), StockURLs: urls("stock-service"), PaymentURLs: urls("payment-service"),
-		Processes: map[string]int{},
-	}
-	names := []string{devstack.Postgres, devstack.Kafka, devstack.Connect}
-	for _, p := range processes {
-		names = append(names, p.Name)
-	}
-	for _, name := range names {
-		pid, running := stack.PID(name)
-		if !running {
-			return target, root, stop, fmt.Errorf("%s has ended: see %s", name, stack.LogFile(name))
-		}
-		target.Processes[name] = pid
-	}
-	if target.DB, err = pgxpool.New(ctx, stack.PostgresURL("orderdb")); err != nil {
-		return target, root, stop, err
-	}
-	stop = func() error {
-		target.DB.Close()
-		return stack.Close()
-	}
-	return target, root, stop, nil
+	report.Max[target.Name], err = bench.Search(start, o.duration, o.confirm, keep)
+	return err
 }
 
 // showProgress shows how a point comes on: on a terminal in one line, else every ten seconds.

@@ -44,6 +44,7 @@ func newRootCommand() *cobra.Command {
 		newSlotsCommand(),
 		newDemoCommand(),
 		newBenchCommand(),
+		newBenchRelayCommand(),
 		newChaosCommand(),
 		newDeadLettersCommand(),
 		newSagaCommand(),

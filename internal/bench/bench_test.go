@@ -2,6 +2,7 @@ package bench
 
 import (
 	"encoding/json"
+	"encoding/xml"
 	"fmt"
 	"math"
 	"os"
@@ -205,5 +206,39 @@ func TestReport(t *testing.T) {
 	}
 	if slices.Sort(missing); len(missing) > 0 || back.Commit != "abc" || back.Max["cdc"] != 8000 || fmt.Sprint(back.Machine["cpus"]) == "<nil>" {
 		t.Error(missing, string(written))
+	}
+}
+
+func TestRatiosAndPlots(t *testing.T) {
+	point := func(system string, rate int, p50 float64) Point {
+		return Point{System: system, Rate: rate, Achieved: float64(rate), P50: p50, P99: 3 * p50, WALPerOrder: 100 * p50,
+			CPU: map[string]float64{"postgres": 100, "kafka": 10, loadGenerator: 7}, Cores: map[string]float64{"postgres": 0.01 * p50, "walsenders": 0.01}}
+	}
+	r := Report{Runs: []Point{
+		point(Product, 0, 1), point(Rival, 0, 9), point(Product, 200, 5), point(Rival, 200, 10), point(Product, 500, 6), point("<naive>", 200, 2000),
+	}, Max: map[string]int{Product: 9000, Rival: 10_000}}
+	text := r.Markdown()
+	for _, want := range []string{
+		"| cores of PostgreSQL without load | 0.020 | 0.100 | 0.20 |", "| p50 ms at 200 | 5.0 | 10.0 | 0.50 |", "| p99 ms at 200 | 15.0 | 30.0 | 0.50 |",
+		"| WAL bytes/order at 200 | 500 | 1000 | 0.50 |", "| highest rate that holds | 9000 | 10000 | 0.90 |",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if strings.Contains(text, "at 500 |") {
+		t.Error("a rate that the rival has not")
+	}
+	for name, plot := range map[string]string{"latency": r.LatencyPlot(), "CPU": r.CPUPlot(), "empty": Report{}.LatencyPlot(), "empty CPU": Report{}.CPUPlot()} {
+		var any struct{}
+		if err := xml.Unmarshal([]byte(plot), &any); err != nil || strings.Contains(plot, "NaN") || strings.Contains(plot, "Inf") {
+			t.Errorf("%s: %v\n%s", name, err, plot)
+		}
+	}
+	if plot := r.LatencyPlot(); strings.Count(plot, "<polyline") != 6 || !strings.Contains(plot, "&lt;naive&gt;") {
+		t.Error(plot)
+	}
+	if plot := r.CPUPlot(); strings.Contains(plot, loadGenerator) || strings.Count(plot, "<rect") != 1+2*4+2 {
+		t.Error(plot)
 	}
 }

@@ -31,7 +31,55 @@ func (r Report) Write(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "results.json"), text, 0o644); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "results.md"), []byte(r.Markdown()), 0o644)
+	if err := os.WriteFile(filepath.Join(dir, "results.md"), []byte(r.Markdown()), 0o644); err != nil {
+		return err
+	}
+	for name, plot := range map[string]string{"latency.svg": r.LatencyPlot(), "cpu.svg": r.CPUPlot()} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(plot), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Product and Rival are the systems that are compared.
+const Product, Rival = "cdc", "poller"
+
+// ratios compares the product with its best rival, where both were measured.
+func (r Report) ratios() string {
+	find := func(system string, rate int) *group {
+		for _, g := range r.groups() {
+			if g.system == system && g.rate == rate {
+				return &g
+			}
+		}
+		return nil
+	}
+	var lines []string
+	add := func(what string, ours, theirs float64, format string) {
+		if theirs > 0 {
+			lines = append(lines, fmt.Sprintf("| %s | "+format+" | "+format+" | %.2f |\n", what, ours, theirs, ours/theirs))
+		}
+	}
+	for _, g := range r.groups() {
+		ours, theirs := find(Product, g.rate), find(Rival, g.rate)
+		if g.system != Product || theirs == nil {
+			continue
+		}
+		if g.rate == 0 {
+			database := func(p Point) float64 { return p.Cores["postgres"] + p.Cores["walsenders"] }
+			add("cores of PostgreSQL without load", ours.median(database), theirs.median(database), "%.3f")
+			continue
+		}
+		add(fmt.Sprintf("p50 ms at %d", g.rate), ours.median(func(p Point) float64 { return p.P50 }), theirs.median(func(p Point) float64 { return p.P50 }), "%.1f")
+		add(fmt.Sprintf("p99 ms at %d", g.rate), ours.median(func(p Point) float64 { return p.P99 }), theirs.median(func(p Point) float64 { return p.P99 }), "%.1f")
+		add(fmt.Sprintf("WAL bytes/order at %d", g.rate), ours.median(func(p Point) float64 { return p.WALPerOrder }), theirs.median(func(p Point) float64 { return p.WALPerOrder }), "%.0f")
+	}
+	add("highest rate that holds", float64(r.Max[Product]), float64(r.Max[Rival]), "%.0f")
+	if len(lines) == 0 {
+		return ""
+	}
+	return fmt.Sprintf("\n| | %s | %s | ratio |\n|---|---|---|---|\n", Product, Rival) + strings.Join(lines, "")
 }
 
 // Header and Row are a point for a terminal.
@@ -152,7 +200,7 @@ func (r Report) Markdown() string {
 		fmt.Fprintf(&b, "| %s | %d%s | %.0f | %s | %s | %s | %.0f, %.0f, %.0f, %.0f, %.0f | %.0f | %.1f, %.1f, %.1f | %.1f, %.1f |\n", g.system, g.rate, mark,
 			g.median(func(p Point) float64 { return p.Achieved }),
 			g.spread(func(p Point) float64 { return p.P50 }), g.spread(func(p Point) float64 { return p.P99 }), g.spread(func(p Point) float64 { return p.AcceptP50 }),
-			cpu("postgres"), cpu("walsenders"), cpu("order-service", "stock-service", "payment-service"), cpu("connect"), cpu("kafka"),
+			cpu("postgres"), cpu("walsenders"), cpu("order-service", "stock-service", "payment-service"), cpu("connect", "relay"), cpu("kafka"),
 			g.median(func(p Point) float64 { return p.WALPerOrder }), batch("order"), batch("stock"), batch("payment"),
 			g.median(func(p Point) float64 { return p.IdleCores }), g.median(func(p Point) float64 { return p.OtherCores }))
 	}
@@ -160,5 +208,6 @@ func (r Report) Markdown() string {
 	for _, system := range slices.Sorted(maps.Keys(r.Max)) {
 		fmt.Fprintf(&b, "Highest rate that holds (p99 ≤ 1 s, nothing lost, no growing backlog), %s: **%d orders/s**.\n", system, r.Max[system])
 	}
+	b.WriteString(r.ratios())
 	return b.String()
 }

@@ -22,6 +22,7 @@ type config struct {
 	log      *slog.Logger    // LOG_LEVEL: debug, info (default), warn, error; LOG_FORMAT: text (default), json
 	instance string          // INSTANCE_ID: unique in the consumer group; default none
 	session  time.Duration   // SESSION_TIMEOUT: after which an instance that says nothing loses its partitions; default 2s
+	maxBatch int             // MAX_BATCH: the most events, or requests, of one transaction; default 500
 	// How long events are kept: OUTBOX_RETENTION (default 72h), INBOX_RETENTION (default 264h: longer than the
 	// outbox's and Kafka's together). TOPIC_RETENTION (default 168h) is what the topics are set to.
 	outboxRetention, topicRetention, inboxRetention time.Duration
@@ -78,6 +79,12 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 	}
 	if c.session < time.Second || c.session > 30*time.Second {
 		return c, badConfig("SESSION_TIMEOUT is %s: it must be from 1s to 30s: shorter, and a busy machine is held for a dead one", c.session)
+	}
+	c.maxBatch = 500
+	if text := getenv("MAX_BATCH"); text != "" {
+		if c.maxBatch, err = strconv.Atoi(text); err != nil || c.maxBatch < 1 || c.maxBatch > 10_000 {
+			return c, badConfig("MAX_BATCH is %q: it must be a whole number from 1 to 10000", text)
+		}
 	}
 	if c.shutdownDelay, err = duration(getenv, "SHUTDOWN_DELAY", shutdownDelay); err != nil {
 		return c, err

@@ -73,6 +73,8 @@ func TestBadConfigurationIsOneClearLine(t *testing.T) {
 		{"SHUTDOWN_DELAY", "-5s", "like 500ms"},
 		{"SESSION_TIMEOUT", "500ms", "from 1s to 30s"},
 		{"SESSION_TIMEOUT", "1m", "from 1s to 30s"},
+		{"MAX_BATCH", "0", "1 to 10000"},
+		{"MAX_BATCH", "many", "1 to 10000"},
 		{"OUTBOX_RETENTION", "1h", "24h to 9600h"},
 		{"OUTBOX_RETENTION", "3d", "like 500ms"},
 		{"OUTBOX_RETENTION", "96h", "INBOX_RETENTION is 264h0m0s: it must be longer than"},

@@ -78,6 +78,8 @@ type Runtime struct {
 	// Draining is closed when shutdown begins: requests that wait for something should
 	// answer now.
 	Draining <-chan struct{}
+	// MaxBatch is the most requests that may share a transaction.
+	MaxBatch int
 
 	getenv func(string) string
 }
@@ -175,7 +177,7 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	}
 	defer pool.Close()
 	draining := make(chan struct{})
-	svc, err := open(Runtime{Pool: pool, Log: cfg.log, Draining: draining, getenv: getenv})
+	svc, err := open(Runtime{Pool: pool, Log: cfg.log, Draining: draining, MaxBatch: cfg.maxBatch, getenv: getenv})
 	if err != nil {
 		return err
 	}
@@ -304,7 +306,7 @@ func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *me
 	}
 	return inbox.New(inbox.Config{
 		Pool: pool, Brokers: cfg.brokers, Group: name, Topics: svc.Topics, Partitions: svc.Partitions,
-		Batch: svc.Batch, Decode: decode,
+		Batch: svc.Batch, Decode: decode, MaxBatch: cfg.maxBatch,
 		DeadLetter: func(d inbox.DeadLetter) (outbox.Event, error) {
 			return announce(svc.DeadLetterTopic, svc.DeadLetterType, d)
 		},

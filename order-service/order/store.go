@@ -1,6 +1,7 @@
 package order
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -107,7 +108,7 @@ func NewSaga(rt service.Runtime, timeout time.Duration) *Saga {
 	s := &Saga{pool: rt.Pool, timeout: timeout, log: rt.Log, now: now}
 	s.waiters = newWaiters(rt)
 	// Two writers: one gathers while the other waits for its commit.
-	s.placing = service.NewGather(2, 200, s.place)
+	s.placing = service.NewGather(2, min(200, cmp.Or(rt.MaxBatch, 200)), s.place)
 	return s
 }
 
