@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -31,14 +32,16 @@ type auditOptions struct {
 func newAuditCommand() *cobra.Command {
 	o := auditOptions{systemFlags: systemFlags{timeout: 2 * time.Minute}}
 	c := &cobra.Command{
-		Use: "audit", Short: "Prove that no event was lost, invented or done twice, and that goods and money add up", Args: cobra.NoArgs,
+		Use: "audit", Short: "Prove that no event was lost, invented or done twice, and that goods and money add up",
 		Long: `Read the three databases and hold every rule against them: each event is in its consumer's inbox or a dead letter, each inbox
 id was written by an outbox, no step was asked or answered twice, goods and money are conserved for each item and account and are
 what reservations and payments say, a SUCCESS order has both effects and a settled FAILED one none, no order is past its time.
 
-It reads in pages, without locks, and may run in production at any time. With --watch it goes on, and reads only what is new; the
-sums over all reservations and payments are made in each round. The exit code is 0 if every rule holds, 1 if one does not, 2 if it cannot be said. It reads the
-same variables as outboxctl supervise; its roles need to read all tables.`,
+It reads in pages, without locks, and may run in production at any time. With --watch it goes on until a signal, and reads only what is
+new; what it found stays reported until it is mended. It changes nothing. The exit code is 0 if every rule holds (with --watch: in the last round), 1 if one does
+not, 2 if the command is wrong or a database cannot be read. It reads the databases of the local stack, or those at ORDER_DATABASE_URL, STOCK_DATABASE_URL
+and PAYMENT_DATABASE_URL, with roles that may read all tables.`,
+		Example: "  outboxctl audit --since 24h\n  outboxctl audit --watch 30s --metrics-addr 127.0.0.1:9187",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := runAudit(cmd.Context(), cmd, o)
 			var coded exitCode
@@ -48,26 +51,46 @@ same variables as outboxctl supervise; its roles need to read all tables.`,
 			return err
 		},
 	}
+	wrongUsage := func(err error) error { return exitCode{fmt.Errorf("%w: outboxctl audit --help tells more", err), 2} }
+	c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return wrongUsage(err) })
+	c.Args = func(cmd *cobra.Command, args []string) error {
+		if err := cobra.NoArgs(cmd, args); err != nil {
+			return wrongUsage(err)
+		}
+		return nil
+	}
 	f := c.Flags()
-	f.DurationVar(&o.Grace, "grace", 10*time.Second, "how old an event must be before it must have arrived")
+	f.DurationVar(&o.Grace, "grace", 10*time.Second, "how long an event may be under way, from its commit and by its id")
 	f.DurationVar(&o.Since, "since", 0, "how far back to read (0: all that is there)")
 	f.DurationVar(&o.OrderTimeout, "order-timeout", time.Minute, "ORDER_TIMEOUT of order-service")
 	f.IntVar(&o.MaxIDs, "ids", 20, "how many ids to print for a violation")
-	f.DurationVar(&o.watch, "watch", 0, "audit again and again, at this interval (default 30s)")
-	f.Lookup("watch").NoOptDefVal = "30s"
+	f.DurationVar(&o.watch, "watch", 0, "audit again and again, with this time between (say 30s)")
+	f.DurationVar(&o.Full, "full", time.Hour, "with --watch, how often to read everything anew")
 	f.BoolVar(&o.json, "json", false, "as JSON, one document a round")
-	f.StringVar(&o.metrics, "metrics-addr", "", "address of GET /metrics, with --watch")
+	f.StringVar(&o.metrics, "metrics-addr", "", "address of GET /metrics, with --watch (say 127.0.0.1:9187)")
 	return c
 }
 
-func runAudit(ctx context.Context, cmd *cobra.Command, o auditOptions) error {
+func (o auditOptions) check(watch bool) error {
 	switch {
-	case o.Grace < time.Second || o.Since < 0 || o.OrderTimeout < time.Second || o.MaxIDs < 1:
-		return errors.New("--grace and --order-timeout must be 1s or more, --since not below 0, --ids 1 or more")
-	case o.watch != 0 && o.watch < time.Second:
+	case o.Grace < time.Second || o.OrderTimeout < time.Second:
+		return errors.New("--grace and --order-timeout must be 1s or more")
+	case o.Since < 0 || o.MaxIDs < 1:
+		return errors.New("--since must not be negative, and --ids 1 or more")
+	case watch && o.watch < time.Second:
 		return errors.New("--watch must be 1s or more")
-	case o.metrics != "" && o.watch == 0:
-		return errors.New("--metrics-addr needs --watch")
+	case o.Full < time.Minute:
+		return errors.New("--full must be 1m or more")
+	case o.metrics != "" && !watch:
+		return errors.New("--metrics-addr needs --watch: one audit is over before anybody asks for its metrics")
+	}
+	return nil
+}
+
+func runAudit(ctx context.Context, cmd *cobra.Command, o auditOptions) error {
+	watch := cmd.Flags().Changed("watch")
+	if err := o.check(watch); err != nil {
+		return err
 	}
 	pools, closeAll, err := o.databases(ctx, cmd)
 	if err != nil {
@@ -83,67 +106,83 @@ func runAudit(ctx context.Context, cmd *cobra.Command, o auditOptions) error {
 		}
 		defer stop()
 	}
+	var verdict error // of the last round that could read everything
 	for {
 		report, err := auditor.Round(ctx)
-		if ctx.Err() != nil && o.watch > 0 {
-			return nil
-		}
-		if err != nil && o.watch == 0 {
-			return err
+		if watch && ctx.Err() != nil {
+			return verdict
 		}
 		m.show(report, err)
 		switch {
+		case err != nil && !watch:
+			return err
 		case err != nil:
 			fmt.Fprintln(cmd.ErrOrStderr(), "outboxctl:", err)
-		case o.json:
-			if err := json.NewEncoder(cmd.OutOrStdout()).Encode(report); err != nil {
+		default:
+			verdict = nil
+			if !report.Clean() {
+				verdict = exitCode{fmt.Errorf("rules are violated: %s", strings.Join(broken(report), ", ")), 1}
+			}
+			if err := printAudit(cmd.OutOrStdout(), report, o.json); err != nil {
 				return err
 			}
-		default:
-			printAudit(cmd.OutOrStdout(), report)
 		}
-		if o.watch == 0 {
-			if !report.Clean() {
-				return exitCode{fmt.Errorf("%d rules are violated", len(report.Violations)), 1}
-			}
-			return nil
+		if !watch {
+			return verdict
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return verdict
 		case <-time.After(o.watch):
 		}
 	}
 }
 
-func printAudit(out io.Writer, r audit.Report) {
-	fmt.Fprintf(out, "%s  read %d events, %d inbox ids, %d orders, %d items, %d accounts in %s; %d orders under way, %d need attention",
+// broken are the rules that do not hold.
+func broken(r audit.Report) (rules []string) {
+	for _, v := range r.Violations {
+		if !slices.Contains(rules, v.Rule) {
+			rules = append(rules, v.Rule)
+		}
+	}
+	return rules
+}
+
+func printAudit(out io.Writer, r audit.Report, asJSON bool) error {
+	if asJSON {
+		return json.NewEncoder(out).Encode(r)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s  %d events, %d inbox ids, %d orders, %d items, %d accounts in %s; %d orders are open, %d need attention",
 		r.At.Format(time.DateTime), r.Checked["events"], r.Checked["inbox_ids"], r.Checked["orders"], r.Checked["items"], r.Checked["accounts"],
 		r.Duration.Round(time.Millisecond), r.Open, r.Attention)
 	if r.Late > 0 {
-		fmt.Fprintf(out, "; %d events came late", r.Late)
+		fmt.Fprintf(&b, "; %d events came late", r.Late)
 	}
-	fmt.Fprintln(out)
-	broken := map[string]bool{}
-	for _, v := range r.Violations {
-		broken[v.Rule] = true
-		fmt.Fprintf(out, "  VIOLATED %-15s %d: %s\n", v.Rule, v.Count, v.Detail)
-		for _, id := range v.IDs {
-			fmt.Fprintf(out, "    %s\n", id)
-		}
-		if v.Count > len(v.IDs) {
-			fmt.Fprintf(out, "    and %d more: --ids prints them\n", v.Count-len(v.IDs))
-		}
-	}
-	var held []string
+	b.WriteString("\n")
 	for _, rule := range audit.Rules() {
-		if !broken[rule] {
-			held = append(held, rule)
+		n := 0
+		for _, v := range r.Violations {
+			if v.Rule == rule {
+				n += v.Count
+			}
+		}
+		fmt.Fprintf(&b, "  %-15s %8d  %s\n", rule, n, map[bool]string{true: "holds", false: "VIOLATED"}[n == 0])
+		for _, v := range r.Violations {
+			if v.Rule != rule {
+				continue
+			}
+			fmt.Fprintf(&b, "    %d: %s\n", v.Count, v.Detail)
+			for _, id := range v.IDs {
+				fmt.Fprintf(&b, "      %s\n", plain(id, 300))
+			}
+			if v.Count > len(v.IDs) {
+				fmt.Fprintf(&b, "      and %d more: --ids %d prints them\n", v.Count-len(v.IDs), v.Count)
+			}
 		}
 	}
-	if len(held) > 0 {
-		fmt.Fprintf(out, "  holds: %s\n", strings.Join(held, ", "))
-	}
+	_, err := io.WriteString(out, b.String())
+	return err
 }
 
 // databases are pools on the three databases.
@@ -156,13 +195,15 @@ func (o systemFlags) databases(ctx context.Context, cmd *cobra.Command) (pools m
 	}
 	for _, s := range system.Services() {
 		address, variable, err := databaseURL(cmd, s)
+		var pool *pgxpool.Pool
 		if err == nil {
-			pools[s.Database.Name], err = poolOf(ctx, address, o.timeout)
+			pool, err = poolOf(ctx, address, o.timeout)
 		}
 		if err != nil {
 			closeAll()
 			return nil, nil, fmt.Errorf("%s: %w", variable, err)
 		}
+		pools[s.Database.Name] = pool
 	}
 	return pools, closeAll, nil
 }

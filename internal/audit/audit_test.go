@@ -600,8 +600,8 @@ func BenchmarkAudit(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	begin := time.Now().Add(-time.Hour).UnixMilli()
-	// The same ids everywhere: the time of the order with a number, in the last hour.
+	// The same ids everywhere: the time of the order with a number, one each 13 ms.
+	begin := time.Now().Add(-2*minute - time.Duration(orders)*13*time.Millisecond).UnixMilli()
 	id := func(kind int) string {
 		return fmt.Sprintf(`(lpad(to_hex(%d::bigint + n * 13), 12, '0') || '7%03d8000' || lpad(to_hex(n), 12, '0'))::uuid`, begin, kind)
 	}
