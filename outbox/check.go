@@ -19,8 +19,8 @@ func CheckPublication(ctx context.Context, db Querier) error {
 	var exists, right, covers bool
 	err := db.QueryRow(ctx, `
 SELECT p.oid IS NOT NULL, coalesce(p.pubviaroot AND p.pubinsert, false),
-       EXISTS (SELECT FROM pg_publication_tables t WHERE t.pubname = p.pubname
-               AND to_regclass(format('%I.%I', t.schemaname, t.tablename)) = to_regclass('outbox'))
+       EXISTS (SELECT FROM pg_publication_tables t JOIN pg_class c ON c.relname = t.tablename AND c.relnamespace::regnamespace::text = quote_ident(t.schemaname)
+               WHERE t.pubname = 'outbox_pub' AND c.oid = to_regclass('outbox'))
 FROM (VALUES ('outbox_pub')) want (name) LEFT JOIN pg_publication p ON p.pubname = want.name`).Scan(&exists, &right, &covers)
 	switch {
 	case err != nil:

@@ -213,6 +213,16 @@ func rights(t *testing.T, s *devstack.Stack) {
 		_, err = conn.Exec(t.Context(), statement)
 		return err
 	}
+	for _, role := range []string{"service_of_orderdb", "cdc"} { // what anybody may ask
+		conn, err := pgx.Connect(t.Context(), s.UserURL(role, "orderdb"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := outbox.CheckPublication(t.Context(), conn); err != nil {
+			t.Errorf("%s: %v", role, err)
+		}
+		conn.Close(t.Context())
+	}
 	const insert = `INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload) VALUES ('ffffffff-ffff-7fff-bfff-ffffffffffff', 't', 'a', 'a', 'a', '')`
 	for _, c := range []struct {
 		role, database, statement string
