@@ -1,8 +1,12 @@
 package systemtest
 
 import (
+	"context"
 	"fmt"
+	"os"
 	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -10,44 +14,65 @@ import (
 	"outboxsaga/outbox"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 )
 
 const day = 24 * time.Hour
 
-// Under load old partitions go, of the outbox once Debezium has confirmed what is in them, and nothing else is lost or
-// late. An event of a time that the inbox has forgotten has no effect.
+// Under load old partitions go, those of the outbox once Debezium has confirmed what is in them, and nothing else is
+// lost or late. Two instances of each service are at it, with no more rights than services have. An event of a time that
+// the inbox has forgotten has no effect.
 func TestRetentionUnderLoad(t *testing.T) {
 	w := start(t, 2)
 	l := w.load(100, 2)
-	l.more(t, 100)
-	db := w.DB("orderdb")
-	// As if the service had run for a month: the outbox has rows of its first days.
-	if _, err := db.Exec(t.Context(), `SELECT event_partitions_prepare('outbox', 30, 7), event_partitions_prepare('inbox', 30, 7)`); err != nil {
-		t.Fatal(err)
+	l.more(t, 200)
+	before := time.Now()
+	l.more(t, 600)
+	// As if the services had run for a month: the outbox has rows of its first days.
+	for _, db := range databases {
+		w.exec(db, `SELECT event_partitions_prepare('outbox', 30, 7), event_partitions_prepare('inbox', 30, 7)`)
 	}
 	old := idAt(30*day - time.Hour)
-	if _, err := db.Exec(t.Context(), `INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload) VALUES ($1, 'order.dlt', 'order', 'old', 'order.dead_lettered', '{}')`, old); err != nil {
+	w.exec("orderdb", `INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload) VALUES ($1, 'order.dlt', 'order', 'old', 'order.dead_lettered', '{}')`, old)
+
+	begin := time.Now()
+	var dropping errgroup.Group
+	var gone [2]atomic.Int64
+	for i, role := range map[string]string{"orderdb": "order_service", "stockdb": "stock_service"} {
+		for range 2 {
+			dropping.Go(func() error {
+				conn, err := pgx.Connect(t.Context(), w.UserURL(role, i))
+				if err != nil {
+					return err
+				}
+				defer conn.Close(context.Background())
+				for time.Since(begin) < 90*time.Second {
+					dropped, kept, err := outbox.DropPartitions(t.Context(), conn, 3*day)
+					gone[0].Add(int64(len(dropped)))
+					if err != nil {
+						return err
+					}
+					more, keptToo, err := inbox.DropPartitions(t.Context(), conn, 11*day)
+					gone[1].Add(int64(len(more)))
+					if err != nil || kept == nil && keptToo == nil {
+						return err
+					}
+					time.Sleep(200 * time.Millisecond)
+				}
+				return fmt.Errorf("the partitions of %s are not dropped", i)
+			})
+		}
+	}
+	if err := dropping.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	begin, gone := time.Now(), 0
-	for {
-		dropped, kept, err := outbox.DropPartitions(t.Context(), db, 3*day)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if gone += len(dropped); kept == nil {
-			break
-		}
-		if time.Since(begin) > 60*time.Second {
-			t.Fatalf("%d are dropped, then: %+v", gone, kept)
-		}
-		time.Sleep(200 * time.Millisecond)
+	end := time.Now()
+	if gone[0].Load() != 2*27 || gone[1].Load() != 2*19 {
+		t.Errorf("%d partitions of the outbox and %d of the inbox are dropped, want 54 and 38", gone[0].Load(), gone[1].Load())
 	}
-	if gone != 27 {
-		t.Errorf("%d partitions are dropped", gone)
-	}
-	t.Logf("27 partitions of the outbox dropped after %s", time.Since(begin).Round(time.Millisecond))
+	l.more(t, 200)
 	arrived := 0
 	for _, rec := range w.Records("order.dlt") {
 		if string(rec.Key) == "old" {
@@ -57,19 +82,27 @@ func TestRetentionUnderLoad(t *testing.T) {
 	if arrived != 1 {
 		t.Errorf("the old event arrived %d times", arrived)
 	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		_, kept, err := inbox.DropPartitions(t.Context(), db, 11*day)
-		if err != nil || time.Now().After(end) {
-			t.Fatal(kept, err)
-		}
-		if kept == nil {
+	usual, during := w.delays(before, begin), w.delays(begin, end)
+	t.Logf("54 partitions of the outbox and 38 of the inbox dropped in %.1f s; row to inbox, before: %s, meanwhile: %s", end.Sub(begin).Seconds(), usual, during)
+	if during.worst > usual.worst+2*time.Second {
+		t.Error("events were held up")
+	}
+
+	// payment-service does it by itself, soon after its start.
+	w.Kill("payment-service-2")
+	w.Restart("payment-service-2")
+	for end := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		left := w.query("paymentdb", `SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent IN ('outbox'::regclass, 'inbox'::regclass)`)
+		if len(left) == 4+7+12+7 {
 			break
 		}
+		if time.Now().After(end) {
+			t.Fatalf("payment-service leaves %d partitions: %q", len(left), left)
+		}
 	}
-	if since, _, err := inbox.Window(t.Context(), db); err != nil || time.Since(since) > 12*day || time.Since(since) < 10*day {
-		t.Errorf("the inbox begins at %s, %v", since, err)
+	if log, err := os.ReadFile(w.LogFile("payment-service-2")); err != nil || strings.Count(string(log), "partition dropped") != 27+19 {
+		t.Errorf("its log has %d lines on dropped partitions (%v)", strings.Count(string(log), "partition dropped"), err)
 	}
-	l.more(t, 200)
 	w.finish(l)
 
 	// 12 days old: the inbox cannot tell whether it was there.
@@ -98,4 +131,56 @@ func idAt(ago time.Duration) uuid.UUID {
 		id[i] = byte(ms >> (40 - 8*i))
 	}
 	return id
+}
+
+var databases = []string{"orderdb", "stockdb", "paymentdb"}
+
+// delays is how long events took from their row in an outbox to the transaction of their consumer.
+type delays struct {
+	n                  int
+	median, p99, worst time.Duration
+}
+
+func (d delays) String() string {
+	return fmt.Sprintf("%d events, median %v, p99 %v, worst %v", d.n, d.median.Round(time.Millisecond), d.p99.Round(time.Millisecond), d.worst.Round(time.Millisecond))
+}
+
+// delays looks at the events of a time. All databases have the same clock.
+func (w *world) delays(since, until time.Time) delays {
+	w.t.Helper()
+	w.drained(20 * time.Second)
+	type row struct {
+		ID uuid.UUID
+		At time.Time
+	}
+	written := map[uuid.UUID]time.Time{}
+	var took []time.Duration
+	read := func(db, sql string, each func(row)) {
+		rows, err := w.DB(db).Query(context.Background(), sql, since, until)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		for _, r := range all {
+			each(r)
+		}
+	}
+	for _, db := range databases {
+		read(db, `SELECT id, created_at AT TIME ZONE 'UTC' FROM outbox WHERE created_at AT TIME ZONE 'UTC' BETWEEN $1 AND $2`, func(r row) { written[r.ID] = r.At })
+	}
+	for _, db := range databases {
+		read(db, `SELECT event_id, received_at FROM inbox WHERE received_at >= $1 AND $2::timestamptz IS NOT NULL`, func(r row) {
+			if at, known := written[r.ID]; known {
+				took = append(took, r.At.Sub(at))
+			}
+		})
+	}
+	if len(took) == 0 {
+		w.t.Fatal("no event arrived")
+	}
+	slices.Sort(took)
+	return delays{len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1]}
 }
