@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# Measures the system under open-loop load, and its rivals: latency and CPU at fixed rates, then the highest
-# rate that holds. It starts a stack of its own for each on free ports and stops it at the end; nothing else
-# should run on the machine meanwhile.
+# Measures the system under open-loop load, beside what people would pick instead, on stacks of its own that it starts on free
+# ports, one after the other, and stops at the end. Nothing else should run on the machine meanwhile.
 #
-#   scripts/bench.sh --quick [--out DIR]    the product and the best polling relay, about 8 minutes
-#   scripts/bench.sh --full  [--out DIR]    all systems, 30 s a point, three times; hours
-#   scripts/bench.sh [--systems cdc,poller] [--rates 200,500,2000] [--duration 20s] [--repeats 3] [--max=false] [...]
+#   scripts/bench.sh --quick [--out DIR]        the product and the best polling relay: up to 8 minutes
+#   scripts/bench.sh --full [--out DIR]         everything: hours
+#   scripts/bench.sh --only NAME [--out DIR]    one part; --quick with it makes it short
 #
-# All options: go run ./cmd/outboxctl bench --help. What is measured, and how: internal/bench/bench.go.
+# All options and parts: scripts/bench.sh --help. What is measured, and how: docs/benchmarks.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh

@@ -49,10 +49,11 @@ type Target struct {
 
 // Shape is what is ordered.
 type Shape struct {
-	Customers, Items int
-	Lines            int     // of each order; 0 is 1
-	Zipf             float64 // over 1: how uneven items are asked for; else all alike
-	Refused          int     // percent of the orders whose customer has no money
+	Customers int     `json:"customers"`
+	Items     int     `json:"items"`
+	Lines     int     `json:"lines"`   // of each order; 0 is 1
+	Zipf      float64 `json:"zipf"`    // over 1: how uneven items are asked for; else all alike
+	Refused   int     `json:"refused"` // percent of the orders whose customer has no money
 }
 
 // plenty is what every account and item gets.
@@ -135,7 +136,11 @@ func (s Shape) bodies(n int) [][]byte {
 
 // Point is one measurement.
 type Point struct {
-	System     string  `json:"system"`
+	System string `json:"system"`
+	// Part of the benchmark, and what is special about the point there; both may be empty.
+	Part       string  `json:"part"`
+	Case       string  `json:"case,omitempty"`
+	Shape      Shape   `json:"shape"`
 	Rate       int     `json:"rate"` // orders/s meant to be sent
 	Seconds    float64 `json:"seconds"`
 	Sent       int     `json:"sent"`
@@ -163,6 +168,10 @@ type Point struct {
 	OtherCores  float64            `json:"other_cores"`            // used by programs that are not measured
 	WALPerOrder float64            `json:"wal_bytes_per_order"`    // of the whole instance
 	Batch       map[string]float64 `json:"events_per_transaction"` // of each service's consumer
+	// Bytes that each process has had read from and written to disk, and its resident memory at the end.
+	Read    map[string]float64 `json:"bytes_read_per_order"`
+	Written map[string]float64 `json:"bytes_written_per_order"`
+	Memory  map[string]float64 `json:"resident_mib"`
 }
 
 // Holds tells whether the system kept up: p99 within a second, nothing lost, no backlog

@@ -2,13 +2,8 @@ package bench
 
 import (
 	"encoding/json"
-	"encoding/xml"
-	"fmt"
 	"math"
 	"os"
-	"path/filepath"
-	"slices"
-	"strings"
 	"testing"
 	"time"
 )
@@ -99,7 +94,7 @@ func TestSearch(t *testing.T) {
 		{1, 4000, 0, 1}, {0, 4000, 0, 0},
 	} {
 		points := 0
-		got, err := Search(c.start, time.Second, time.Minute, func(rate int, d time.Duration) (Point, error) {
+		got, err := Search(c.start, time.Second, time.Minute, 0, func(rate int, d time.Duration) (Point, error) {
 			points++
 			limit := c.limit
 			if d == time.Minute {
@@ -115,7 +110,7 @@ func TestSearch(t *testing.T) {
 			t.Errorf("from %d: found %d after %d points, want %d to %d: %v", c.start, got, points, c.low, c.high, err)
 		}
 	}
-	if _, err := Search(10, 1, 1, func(int, time.Duration) (Point, error) { return Point{}, os.ErrClosed }); err != os.ErrClosed {
+	if _, err := Search(10, 1, 1, 0, func(int, time.Duration) (Point, error) { return Point{}, os.ErrClosed }); err != os.ErrClosed {
 		t.Error(err)
 	}
 }
@@ -162,83 +157,4 @@ type orderBody struct {
 	Items    []struct {
 		SKU string `json:"sku"`
 	} `json:"items"`
-}
-
-func TestReport(t *testing.T) {
-	r := Report{Machine: Machine(), Commit: "abc", Shape: Shape{Customers: 1, Items: 1}, Max: map[string]int{"cdc": 8000, "poller": 7000}}
-	for i, p50 := range []float64{5, 7, 6} {
-		r.Runs = append(r.Runs, Point{System: "cdc", Rate: 500, Sent: 5000, Seconds: 10, Achieved: 500, P50: p50, P99: 20,
-			CPU: map[string]float64{"order-service": 10, "order-service-2": 20, "stock-service": 1, "postgres": float64(100 + i), "kafka": 3}})
-	}
-	r.Runs = append(r.Runs, Point{System: "poller", Rate: 200, Achieved: 200, P50: 30, P99: 1500},
-		Point{System: "cdc", Rate: 0, Cores: map[string]float64{"connect": 0.16, "postgres": 0.01}})
-	text := r.Markdown()
-	for _, want := range []string{
-		"| cdc | 500 | 500 | 6.0 (5.0–7.0) | 20.0 (20.0–20.0) |", "| 101, 0, 31, 0, 3 |", "| poller | 200 (does not hold) | 200 | 30.0 | 1500.0 |",
-		"cdc: **8000 orders/s**", "poller: **7000 orders/s**", "connect 0.16, postgres 0.01",
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("no %q in\n%s", want, text)
-		}
-	}
-	if strings.Index(text, "| poller | 200") > strings.Index(text, "| cdc | 500") {
-		t.Error("rates are not in order")
-	}
-	dir := filepath.Join(t.TempDir(), "new")
-	if err := r.Write(dir); err != nil {
-		t.Fatal(err)
-	}
-	var back struct {
-		Machine map[string]any
-		Commit  string
-		Runs    []map[string]any
-		Max     map[string]int `json:"max_orders_per_s"`
-	}
-	written, err := os.ReadFile(filepath.Join(dir, "results.json"))
-	if err != nil || json.Unmarshal(written, &back) != nil {
-		t.Fatal(err)
-	}
-	var missing []string
-	for _, field := range []string{"system", "rate", "achieved", "p50_ms", "p99_ms", "cpu_us_per_order", "wal_bytes_per_order"} {
-		if _, ok := back.Runs[0][field]; !ok {
-			missing = append(missing, field)
-		}
-	}
-	if slices.Sort(missing); len(missing) > 0 || back.Commit != "abc" || back.Max["cdc"] != 8000 || fmt.Sprint(back.Machine["cpus"]) == "<nil>" {
-		t.Error(missing, string(written))
-	}
-}
-
-func TestRatiosAndPlots(t *testing.T) {
-	point := func(system string, rate int, p50 float64) Point {
-		return Point{System: system, Rate: rate, Achieved: float64(rate), P50: p50, P99: 3 * p50, WALPerOrder: 100 * p50,
-			CPU: map[string]float64{"postgres": 100, "kafka": 10, loadGenerator: 7}, Cores: map[string]float64{"postgres": 0.01 * p50, "walsenders": 0.01}}
-	}
-	r := Report{Runs: []Point{
-		point(Product, 0, 1), point(Rival, 0, 9), point(Product, 200, 5), point(Rival, 200, 10), point(Product, 500, 6), point("<naive>", 200, 2000),
-	}, Max: map[string]int{Product: 9000, Rival: 10_000}}
-	text := r.Markdown()
-	for _, want := range []string{
-		"| cores of PostgreSQL without load | 0.020 | 0.100 | 0.20 |", "| p50 ms at 200 | 5.0 | 10.0 | 0.50 |", "| p99 ms at 200 | 15.0 | 30.0 | 0.50 |",
-		"| WAL bytes/order at 200 | 500 | 1000 | 0.50 |", "| highest rate that holds | 9000 | 10000 | 0.90 |",
-	} {
-		if !strings.Contains(text, want) {
-			t.Errorf("no %q in\n%s", want, text)
-		}
-	}
-	if strings.Contains(text, "at 500 |") {
-		t.Error("a rate that the rival has not")
-	}
-	for name, plot := range map[string]string{"latency": r.LatencyPlot(), "CPU": r.CPUPlot(), "empty": Report{}.LatencyPlot(), "empty CPU": Report{}.CPUPlot()} {
-		var any struct{}
-		if err := xml.Unmarshal([]byte(plot), &any); err != nil || strings.Contains(plot, "NaN") || strings.Contains(plot, "Inf") {
-			t.Errorf("%s: %v\n%s", name, err, plot)
-		}
-	}
-	if plot := r.LatencyPlot(); strings.Count(plot, "<polyline") != 6 || !strings.Contains(plot, "&lt;naive&gt;") {
-		t.Error(plot)
-	}
-	if plot := r.CPUPlot(); strings.Contains(plot, loadGenerator) || strings.Count(plot, "<rect") != 1+2*4+2 {
-		t.Error(plot)
-	}
 }

@@ -19,10 +19,15 @@ import (
 type sample struct {
 	at         time.Time
 	cpu        map[string]time.Duration
-	busy, idle time.Duration // of all processors
-	wal        int64         // bytes
+	disk       map[string]disk
+	memory     map[string]float64 // MiB
+	busy, idle time.Duration      // of all processors
+	wal        int64              // bytes
 	batch      map[string]batches
 }
+
+// disk is what a process has had read and written, in bytes.
+type disk struct{ read, written int64 }
 
 // batches counts the transactions and events of a service's inbox.
 type batches struct{ transactions, events float64 }
@@ -31,7 +36,7 @@ type batches struct{ transactions, events float64 }
 const loadGenerator = "load-generator"
 
 func measure(ctx context.Context, t Target) (sample, error) {
-	s := sample{cpu: map[string]time.Duration{}, batch: map[string]batches{}}
+	s := sample{cpu: map[string]time.Duration{}, disk: map[string]disk{}, memory: map[string]float64{}, batch: map[string]batches{}}
 	for name, urls := range map[string][]string{"order": t.OrderURLs, "stock": t.StockURLs, "payment": t.PaymentURLs} {
 		var sum batches
 		for _, url := range urls {
@@ -53,6 +58,7 @@ func measure(ctx context.Context, t Target) (sample, error) {
 			continue
 		}
 		s.cpu[name] = processCPU(pid, false)
+		s.disk[name], s.memory[name] = processDisk(pid), resident(pid)
 	}
 	s.cpu[loadGenerator] = processCPU(os.Getpid(), false)
 	s.busy, s.idle = processors()
@@ -63,12 +69,18 @@ func measure(ctx context.Context, t Target) (sample, error) {
 func (p *Point) usage(before, after sample) {
 	n, seconds := float64(max(p.Sent, 1)), after.at.Sub(before.at).Seconds()
 	p.CPU, p.Cores, p.Batch = map[string]float64{}, map[string]float64{}, map[string]float64{}
+	p.Read, p.Written, p.Memory = map[string]float64{}, map[string]float64{}, after.memory
 	p.OtherCores = (after.busy - before.busy).Seconds() / seconds
 	for name, used := range after.cpu {
 		used -= before.cpu[name]
 		p.CPU[name] = round(float64(used.Microseconds())/n, 10)
 		p.Cores[name] = round(used.Seconds()/seconds, 1000)
 		p.OtherCores -= used.Seconds() / seconds
+	}
+	for name, d := range after.disk {
+		// What an ended child of PostgreSQL had is gone from the sum.
+		p.Read[name] = math.Round(float64(max(0, d.read-before.disk[name].read)) / n)
+		p.Written[name] = math.Round(float64(max(0, d.written-before.disk[name].written)) / n)
 	}
 	for name, b := range after.batch {
 		if tx := b.transactions - before.batch[name].transactions; tx > 0 {
@@ -108,6 +120,8 @@ func processCPU(pid int, children bool) time.Duration {
 // postgres adds the postmaster and its children, walsenders apart.
 func (s *sample) postgres(postmaster int) {
 	s.cpu["postgres"], s.cpu["walsenders"] = processCPU(postmaster, true), 0
+	all := processDisk(postmaster)
+	defer func() { s.disk["postgres"] = all }()
 	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", postmaster, postmaster))
 	if err != nil {
 		return
@@ -117,6 +131,8 @@ func (s *sample) postgres(postmaster int) {
 		if err != nil {
 			continue
 		}
+		d := processDisk(pid)
+		all.read, all.written = all.read+d.read, all.written+d.written
 		title, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if bytes.Contains(title, []byte("walsender")) {
 			s.cpu["walsenders"] += processCPU(pid, false)
@@ -124,6 +140,33 @@ func (s *sample) postgres(postmaster int) {
 			s.cpu["postgres"] += processCPU(pid, false)
 		}
 	}
+}
+
+// processDisk is zero for a process whose counters may not be read.
+func processDisk(pid int) (d disk) {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	for line := range strings.Lines(string(text)) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		v, _ := strconv.ParseInt(value, 10, 64)
+		switch name {
+		case "read_bytes":
+			d.read = v
+		case "write_bytes":
+			d.written = v
+		}
+	}
+	return d
+}
+
+// resident is the memory of a process in MiB.
+func resident(pid int) float64 {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	fields := strings.Fields(string(text))
+	if len(fields) < 2 {
+		return 0
+	}
+	pages, _ := strconv.ParseInt(fields[1], 10, 64)
+	return round(float64(pages)*float64(os.Getpagesize())/(1<<20), 10)
 }
 
 // processors is the busy and the idle time of all processors together.

@@ -3,151 +3,234 @@ package bench
 import (
 	"fmt"
 	"html"
-	"maps"
 	"math"
 	"slices"
 	"strings"
 )
 
-// A plot is an SVG of this size, with room for its axes.
-const (
-	plotWidth, plotHeight    = 760, 420
-	left, right, top, bottom = 60, 190, 40, 50
-	innerWidth, innerHeight  = plotWidth - left - right, plotHeight - top - bottom
-)
+// plots are the SVG files that the runs allow, by name.
+func (r Report) plots() map[string]string {
+	files := map[string]string{}
+	if c := r.latencyChart(); len(c.series) > 0 {
+		files["latency.svg"] = c.svg()
+	}
+	if bars := r.cpuBars(); len(bars) > 0 {
+		files["cpu.svg"] = stacked("CPU time per order, by process", bars)
+	}
+	if c := r.growthChart(); len(c.series) > 0 {
+		files["growth.svg"] = c.svg()
+	}
+	return files
+}
 
-var colours = []string{"#1f77b4", "#d62728", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"}
+var colours = []string{"#336791", "#e07b39", "#00a29c", "#9b59b6", "#777777", "#c0392b", "#f1c40f", "#2c3e50"}
 
-// canvas is an SVG in the making.
-type canvas struct{ strings.Builder }
+// chart draws lines over a few named places, with a logarithmic scale.
+type chart struct {
+	title, unit string
+	places      []string
+	series      []series
+}
 
-func newCanvas(title, xLabel, yLabel string) *canvas {
-	c := &canvas{}
-	fmt.Fprintf(c, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="12">`+"\n", plotWidth, plotHeight)
-	fmt.Fprintf(c, `<rect width="%d" height="%d" fill="white"/>`+"\n", plotWidth, plotHeight)
-	c.text(left, 22, "start", title)
-	c.text(left+innerWidth/2, plotHeight-12, "middle", xLabel)
-	fmt.Fprintf(c, `<text transform="translate(16 %d) rotate(-90)" text-anchor="middle">%s</text>`+"\n", top+innerHeight/2, html.EscapeString(yLabel))
-	fmt.Fprintf(c, `<path d="M%d %dV%dH%d" fill="none" stroke="black"/>`+"\n", left, top, top+innerHeight, left+innerWidth)
+type series struct {
+	name, colour string
+	dashed       bool
+	values       []float64 // by place; NaN: none
+}
+
+func (r Report) latencyChart() chart {
+	c := chart{title: "Latency to the final state, by orders/s: p50 (solid), p99 (dashed)", unit: "ms"}
+	var rates []int
+	var systems []string
+	for _, g := range r.groups(PartLatency) {
+		if g.rate < 10 || g.name != "" {
+			continue
+		}
+		if !slices.Contains(rates, g.rate) {
+			rates = append(rates, g.rate)
+			c.places = append(c.places, fmt.Sprint(g.rate))
+		}
+		if !slices.Contains(systems, g.system) {
+			systems = append(systems, g.system)
+		}
+	}
+	for i, system := range systems {
+		median, tail := []float64{}, []float64{}
+		for _, rate := range rates {
+			m, t := math.NaN(), math.NaN()
+			if g := r.find(PartLatency, system, "", rate); g != nil {
+				m, t = g.median(p50), g.median(p99)
+			}
+			median, tail = append(median, m), append(tail, t)
+		}
+		colour := colours[i%len(colours)]
+		c.series = append(c.series, series{system + " p50", colour, false, median}, series{system + " p99", colour, true, tail})
+	}
 	return c
 }
 
-func (c *canvas) text(x, y float64, anchor, text string) {
-	fmt.Fprintf(c, `<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n", x, y, anchor, html.EscapeString(text))
-}
-
-func (c *canvas) tickX(x float64, text string) {
-	fmt.Fprintf(c, `<path d="M%.1f %dv5" stroke="black"/>`+"\n", x, top+innerHeight)
-	c.text(x, top+innerHeight+18, "middle", text)
-}
-
-func (c *canvas) tickY(y float64, text string) {
-	fmt.Fprintf(c, `<path d="M%d %.1fh%d" stroke="#dddddd"/>`+"\n", left, y, innerWidth)
-	c.text(left-6, y+4, "end", text)
-}
-
-func (c *canvas) legend(i int, colour, text string) {
-	y := float64(top + 10 + 18*i)
-	fmt.Fprintf(c, `<rect x="%d" y="%.1f" width="12" height="12" fill="%s"/>`+"\n", left+innerWidth+15, y-10, colour)
-	c.text(left+innerWidth+32, y, "start", text)
-}
-
-func (c *canvas) end() string {
-	c.WriteString("</svg>\n")
-	return c.String()
-}
-
-// systems are those with runs, in the order in which they were measured.
-func (r Report) systems() (names []string) {
-	for _, p := range r.Runs {
-		if !slices.Contains(names, p.System) {
-			names = append(names, p.System)
-		}
-	}
-	return names
-}
-
-// LatencyPlot shows p50 and p99 to the final state by rate, both axes logarithmic. Points that do not hold
-// are left out.
-func (r Report) LatencyPlot() string {
-	c := newCanvas("From the intended send to the final state: p50 (solid), p99 (dashed)", "orders/s", "ms")
-	lowX, highX, lowY, highY := 100.0, 1000.0, 1.0, 10.0
-	var shown []group
-	for _, g := range r.groups() {
-		if g.rate < 10 || !slices.ContainsFunc(g.runs, Point.Holds) {
+func (r Report) growthChart() chart {
+	c := chart{title: "With orders already there: p99 at 500 orders/s (ms), and highest rate that holds (orders/s)", unit: ""}
+	var tail, most []float64
+	for _, g := range r.groups(PartGrowth) {
+		if g.system != CDC || g.rate != 500 {
 			continue
 		}
-		shown = append(shown, g)
-		lowX, highX = min(lowX, float64(g.rate)), max(highX, float64(g.rate))
-		highY = max(highY, g.median(func(p Point) float64 { return p.P99 }))
-	}
-	highY = math.Pow(10, math.Ceil(math.Log10(highY)))
-	x := func(rate float64) float64 { return left + innerWidth*math.Log(rate/lowX)/math.Log(highX/lowX) }
-	y := func(ms float64) float64 {
-		return top + innerHeight - innerHeight*math.Log(max(ms, lowY)/lowY)/math.Log(highY/lowY)
-	}
-	for _, rate := range []float64{10, 20, 50, 100, 200, 500, 1000, 2000, 4000, 8000, 16000} {
-		if rate >= lowX && rate <= highX {
-			c.tickX(x(rate), fmt.Sprint(rate))
+		c.places = append(c.places, g.name)
+		tail = append(tail, g.median(p99))
+		rate := math.NaN()
+		if found := r.Max[Keyed(CDC, g.name)]; found > 0 {
+			rate = float64(found)
 		}
+		most = append(most, rate)
 	}
-	for ms := lowY; ms <= highY; ms *= 10 {
-		c.tickY(y(ms), fmt.Sprint(ms))
+	if len(c.places) > 0 {
+		c.series = []series{{"p99 at 500/s, ms", colours[1], false, tail}, {"highest rate", colours[0], false, most}}
 	}
-	for i, system := range r.systems() {
-		colour := colours[i%len(colours)]
-		c.legend(i, colour, system)
-		for dash, f := range map[string]func(Point) float64{"": func(p Point) float64 { return p.P50 }, "5 4": func(p Point) float64 { return p.P99 }} {
-			var points []string
-			for _, g := range shown {
-				if g.system == system {
-					points = append(points, fmt.Sprintf("%.1f,%.1f", x(float64(g.rate)), y(g.median(f))))
-				}
+	return c
+}
+
+// The frame of a plot.
+const (
+	width, height            = 760, 400
+	left, top, right, bottom = 70, 44, 190, 46
+)
+
+func frame(title string) *strings.Builder {
+	var b strings.Builder
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="sans-serif" font-size="12">
+<rect width="100%%" height="100%%" fill="white"/>
+<text x="%d" y="24" font-size="14" font-weight="bold">%s</text>
+`, width, height, width, height, left, html.EscapeString(title))
+	return &b
+}
+
+func label(b *strings.Builder, x, y float64, anchor, text string) {
+	fmt.Fprintf(b, `<text x="%.1f" y="%.1f" text-anchor="%s">%s</text>`+"\n", x, y, anchor, html.EscapeString(text))
+}
+
+// grid draws the horizontal lines at values, whose heights are given by y.
+func grid(b *strings.Builder, values []float64, unit string, y func(float64) float64) {
+	for _, v := range values {
+		fmt.Fprintf(b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="#e0e0e0"/>`+"\n", left, width-right, y(v), y(v))
+		label(b, left-8, y(v)+4, "end", strings.TrimSpace(fmt.Sprintf("%g %s", v, unit)))
+	}
+}
+
+// svg draws the chart. Values that are not above 0 are left out.
+func (c chart) svg() string {
+	low, high := math.Inf(1), 0.0
+	for _, s := range c.series {
+		for _, v := range s.values {
+			if v > 0 {
+				low, high = min(low, v), max(high, v)
 			}
-			fmt.Fprintf(c, `<polyline points="%s" fill="none" stroke="%s" stroke-width="2" stroke-dasharray="%s"/>`+"\n", strings.Join(points, " "), colour, dash)
 		}
 	}
-	return c.end()
+	if high == 0 {
+		low, high = 1, 10
+	}
+	from, to := math.Floor(math.Log10(low)), math.Ceil(math.Log10(high))
+	if from == to {
+		to++
+	}
+	y := func(v float64) float64 {
+		return height - bottom - (math.Log10(v)-from)/(to-from)*(height-bottom-top)
+	}
+	x := func(i int) float64 {
+		return left + (float64(i)+0.5)*float64(width-left-right)/float64(len(c.places))
+	}
+	b := frame(c.title)
+	var lines []float64
+	for e := from; e <= to; e++ {
+		for _, m := range []float64{1, 2, 5} {
+			if v := m * math.Pow(10, e); v <= math.Pow(10, to)*1.001 {
+				lines = append(lines, v)
+			}
+		}
+	}
+	grid(b, lines, c.unit, y)
+	for i, place := range c.places {
+		label(b, x(i), height-bottom+18, "middle", place)
+	}
+	for n, s := range c.series {
+		dash := ""
+		if s.dashed {
+			dash = ` stroke-dasharray="5 4"`
+		}
+		var points []string
+		for i, v := range s.values {
+			if v > 0 {
+				points = append(points, fmt.Sprintf("%.1f,%.1f", x(i), y(v)))
+				fmt.Fprintf(b, `<circle cx="%.1f" cy="%.1f" r="3" fill="%s"><title>%s, %s: %g</title></circle>`+"\n", x(i), y(v), s.colour, html.EscapeString(s.name), html.EscapeString(c.places[i]), v)
+			}
+		}
+		fmt.Fprintf(b, `<polyline points="%s" fill="none" stroke="%s" stroke-width="2"%s/>`+"\n", strings.Join(points, " "), s.colour, dash)
+		at := float64(top + 16*n)
+		fmt.Fprintf(b, `<line x1="%d" x2="%d" y1="%.1f" y2="%.1f" stroke="%s" stroke-width="2"%s/>`+"\n", width-right+10, width-right+34, at, at, s.colour, dash)
+		label(b, width-right+40, at+4, "start", s.name)
+	}
+	return b.String() + "</svg>\n"
 }
 
-// CPUPlot shows the CPU time of an order by process, stacked, for each system and rate.
-func (r Report) CPUPlot() string {
-	c := newCanvas("CPU time of an order by process", "orders/s", "µs")
-	var shown []group
-	highest := 1.0
-	processes := map[string]bool{}
-	for _, g := range r.groups() {
-		if g.rate < 10 {
+// bar is a stacked bar: one value a kind of process.
+type bar struct {
+	name   string
+	values []float64
+}
+
+func (r Report) cpuBars() (bars []bar) {
+	for _, g := range r.groups(PartLatency) {
+		if g.rate < 100 || g.name != "" {
 			continue
 		}
+		b := bar{name: fmt.Sprintf("%s %d", g.system, g.rate)}
+		for _, k := range kinds {
+			b.values = append(b.values, g.cpu(k.processes...))
+		}
+		bars = append(bars, b)
+	}
+	return bars
+}
+
+// stacked draws bars whose values are µs.
+func stacked(title string, bars []bar) string {
+	high := 0.0
+	for _, bar := range bars {
 		sum := 0.0
-		for name := range g.runs[0].CPU {
-			if name != loadGenerator {
-				processes[name] = true
-				sum += g.median(func(p Point) float64 { return p.CPU[name] })
-			}
+		for _, v := range bar.values {
+			sum += v
 		}
-		highest = max(highest, sum)
-		shown = append(shown, g)
+		high = max(high, sum)
 	}
-	names := slices.Sorted(maps.Keys(processes))
-	step := math.Pow(10, math.Floor(math.Log10(highest)))
-	highest = math.Ceil(highest/step) * step
-	for v := 0.0; v <= highest; v += step {
-		c.tickY(top+innerHeight-innerHeight*v/highest, fmt.Sprint(v))
+	step := math.Pow(10, math.Floor(math.Log10(max(high, 1))))
+	if high/step < 3 {
+		step /= 2
 	}
-	wide := innerWidth / float64(max(len(shown), 1))
-	for i, g := range shown {
-		x, y := left+wide*float64(i), float64(top+innerHeight)
-		for k, name := range names {
-			tall := innerHeight * g.median(func(p Point) float64 { return p.CPU[name] }) / highest
-			y -= tall
-			fmt.Fprintf(c, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"/>`+"\n", x+wide*0.1, y, wide*0.8, tall, colours[k%len(colours)])
+	high = max(step, math.Ceil(high/step)*step)
+	y := func(v float64) float64 { return height - bottom - v/high*(height-bottom-top) }
+	b := frame(title)
+	var lines []float64
+	for v := 0.0; v <= high*1.001; v += step {
+		lines = append(lines, v)
+	}
+	grid(b, lines, "µs", y)
+	each := float64(width-left-right) / float64(len(bars))
+	for i, bar := range bars {
+		x, sum := left+(float64(i)+0.15)*each, 0.0
+		for k, v := range bar.values {
+			fmt.Fprintf(b, `<rect x="%.1f" y="%.1f" width="%.1f" height="%.1f" fill="%s"><title>%s, %s: %.0f µs</title></rect>`+"\n",
+				x, y(sum+v), 0.7*each, y(sum)-y(sum+v), kinds[k].colour, html.EscapeString(bar.name), kinds[k].name, v)
+			sum += v
 		}
-		fmt.Fprintf(c, `<text transform="translate(%.1f %d) rotate(20)" font-size="9">%s %d</text>`+"\n", x+wide*0.1, top+innerHeight+12, html.EscapeString(g.system), g.rate)
+		system, rate, _ := strings.Cut(bar.name, " ")
+		label(b, x+0.35*each, height-bottom+16, "middle", system)
+		label(b, x+0.35*each, height-bottom+31, "middle", rate)
 	}
-	for k, name := range names {
-		c.legend(k, colours[k%len(colours)], name)
+	for i, k := range kinds {
+		at := float64(top + 18*i)
+		fmt.Fprintf(b, `<rect x="%d" y="%.1f" width="12" height="12" fill="%s"/>`+"\n", width-right+10, at-8, k.colour)
+		label(b, width-right+28, at+2, "start", k.name)
 	}
-	return c.end()
+	return b.String() + "</svg>\n"
 }

@@ -56,7 +56,7 @@ func Run(ctx context.Context, t Target, s Shape, rate int, duration time.Duratio
 	if err := l.settle(ctx); err != nil {
 		return Point{}, err
 	}
-	p := Point{System: t.Name, Rate: rate, Seconds: duration.Seconds(), Sent: n}
+	p := Point{System: t.Name, Shape: s, Rate: rate, Seconds: duration.Seconds(), Sent: n}
 	p.latencies(l.orders, duration)
 	p.Failed = l.failed
 	p.usage(before, after)

@@ -9,11 +9,15 @@ import (
 
 // Search finds the highest rate that holds. It goes up from start by steps of a quarter
 // while short points hold, then halves the distance to the lowest rate that did not, to 5 %. What it
-// found must then hold for the time of confirm, else 5 % less is tried, up to five times. run measures a point; it is
-// called one at a time. The result is 0 if nothing holds.
-func Search(start int, short, confirm time.Duration, run func(rate int, d time.Duration) (Point, error)) (int, error) {
+// found must then hold for the time of confirm, else 5 % less is tried, up to five times. After most the steps end with
+// what was found so far; 0: no bound. run measures a point; it is called one at a time. The result is 0 if nothing holds.
+func Search(start int, short, confirm, most time.Duration, run func(rate int, d time.Duration) (Point, error)) (int, error) {
 	good, bad := 0, 0
+	begin := time.Now()
 	for rate := start; rate > 0; {
+		if most > 0 && good > 0 && time.Since(begin) > most {
+			break
+		}
 		p, err := run(rate, short)
 		if err != nil {
 			return 0, err

@@ -1,0 +1,258 @@
+package campaign
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"outboxsaga/internal/bench"
+)
+
+// Options say how much is measured.
+type Options struct {
+	Rates    []int         // orders/s of the points
+	Duration time.Duration // of a point
+	Warmup   time.Duration // of each system after its start
+	Idle     time.Duration // of a point with next to no load; 0: none
+	Repeats  int           // of each block
+	// The search for the highest rate that holds.
+	Maximum             bool
+	From                int
+	Step, Confirm, Most time.Duration
+	SeededOrders        []int         // of the part growth, ascending
+	Down                time.Duration // of the part catch-up
+	Shape               bench.Shape
+	Instances           int
+	Systems             []string // of the part latency
+}
+
+// Quick takes up to 8 minutes on 4 cores.
+func Quick() Options {
+	o := Full()
+	o.Rates, o.Repeats = []int{200, 500, 2000}, 1
+	o.Duration, o.Warmup, o.Idle = 15*time.Second, 36*time.Second, 12*time.Second
+	o.Step, o.Confirm, o.Most = 6*time.Second, 20*time.Second, 40*time.Second
+	o.Systems = []string{bench.CDC, bench.Poller}
+	return o
+}
+
+// Usual is for a look at the product alone.
+func Usual() Options {
+	o := Full()
+	o.Rates, o.Repeats, o.Systems = []int{200, 500, 2000}, 1, []string{bench.CDC}
+	o.Duration, o.Warmup, o.Idle, o.Step = 20*time.Second, 45*time.Second, 0, 20*time.Second
+	return o
+}
+
+// Full takes hours.
+func Full() Options {
+	return Options{
+		Rates: []int{200, 500, 1000, 2000, 4000}, Duration: 30 * time.Second, Warmup: time.Minute, Idle: 30 * time.Second, Repeats: 3,
+		Maximum: true, From: 5000, Step: 10 * time.Second, Confirm: time.Minute,
+		SeededOrders: []int{0, 1_000_000, 5_000_000}, Down: time.Minute,
+		Shape: bench.Shape{Customers: 1000, Items: 1000}, Instances: 1,
+		Systems: []string{bench.CDC, bench.Poller},
+	}
+}
+
+// Campaign is a benchmark under way.
+type Campaign struct {
+	Builder
+	Options
+	Report *bench.Report
+	// Save is called when the report has grown, so that what was measured outlives an interruption. May be nil.
+	Save func(bench.Report) error
+	// Progress is called while a point is measured. May be nil.
+	Progress func(bench.Progress)
+
+	begin time.Time
+}
+
+// Part is a piece of the benchmark that can be run alone.
+type Part struct {
+	Name, About string
+	run         func(*Campaign, context.Context) error
+}
+
+// Parts are all, in the order in which they run.
+func Parts() []Part {
+	return []Part{
+		{bench.PartLatency, "the product and its best rival at fixed rates, idle, and their maximum", (*Campaign).latency},
+	}
+}
+
+// Run runs some parts. The report has what was measured before an error too.
+func (c *Campaign) Run(ctx context.Context, names ...string) error {
+	c.begin = time.Now()
+	for _, name := range names {
+		found := false
+		for _, p := range Parts() {
+			if p.Name != name {
+				continue
+			}
+			found = true
+			c.say("part %s: %s", p.Name, p.About)
+			if err := p.run(c, ctx); err != nil {
+				return fmt.Errorf("part %s: %w", p.Name, err)
+			}
+		}
+		if !found {
+			return fmt.Errorf("there is no part %s: the parts are %s", name, partNames())
+		}
+	}
+	return nil
+}
+
+func partNames() (names []string) {
+	for _, p := range Parts() {
+		names = append(names, p.Name)
+	}
+	return names
+}
+
+func (c *Campaign) say(format string, args ...any) {
+	fmt.Fprintf(c.Out, "[%4.0f s] %s\n", time.Since(c.begin).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// with starts a system, warms it up, and runs do on it.
+func (c *Campaign) with(ctx context.Context, sys System, shape bench.Shape, do func(*session) error) (err error) {
+	c.say("%s: starting", sys.Name)
+	r, err := c.start(ctx, sys)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closing := r.close(); err == nil {
+			err = closing
+		}
+	}()
+	s := &session{c: c, running: r, shape: shape, begin: time.Now()}
+	if err := bench.Prepare(ctx, r.Target, shape); err != nil {
+		return err
+	}
+	if err := s.flows(ctx); err != nil {
+		return err
+	}
+	return do(s)
+}
+
+// session is a system while it is measured.
+type session struct {
+	*running
+	c          *Campaign
+	shape      bench.Shape
+	part, name string // of the points
+	begin      time.Time
+}
+
+// flows waits until orders settle: all parts of the system have found each other.
+func (s *session) flows(ctx context.Context) error {
+	for end := time.Now().Add(time.Minute); ; {
+		p, err := bench.Run(ctx, s.Target, bench.Shape{Customers: s.shape.Customers, Items: s.shape.Items}, 2, time.Second, nil)
+		if err != nil {
+			return err
+		}
+		if p.Unfinished+p.Rejected == 0 && p.P50 < 10_000 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return errors.New("no order settles within a minute of the start")
+		}
+	}
+}
+
+// warmUp loads the system until its JVMs have compiled, with rates up to top.
+func (s *session) warmUp(ctx context.Context, top int) error {
+	if s.c.Warmup == 0 {
+		return nil
+	}
+	s.c.say("%s: warming up for %s", s.Name, s.c.Warmup)
+	for _, rate := range []int{min(200, top), min(1000, top), min(3000, top)} {
+		if _, err := s.run(ctx, rate, s.c.Warmup/3); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// run measures without keeping, and lets the system come to rest.
+func (s *session) run(ctx context.Context, rate int, d time.Duration) (bench.Point, error) {
+	p, err := bench.Run(ctx, s.Target, s.shape, rate, max(d, time.Second), s.c.Progress)
+	if err != nil {
+		return p, err
+	}
+	p.Part, p.Case = s.part, s.name
+	if p.Holds() {
+		return p, nil
+	}
+	return p, bench.Drain(ctx, s.Target, s.begin)
+}
+
+// point measures and keeps.
+func (s *session) point(ctx context.Context, rate int, d time.Duration) (bench.Point, error) {
+	p, err := s.run(ctx, rate, d)
+	if err != nil {
+		return p, err
+	}
+	fmt.Fprintln(s.c.Out, p.Row())
+	s.c.Report.Runs = append(s.c.Report.Runs, p)
+	return p, s.c.save()
+}
+
+func (c *Campaign) save() error {
+	if c.Save == nil {
+		return nil
+	}
+	return c.Save(*c.Report)
+}
+
+func (s *session) points(ctx context.Context, rates ...int) error {
+	for _, rate := range rates {
+		if _, err := s.point(ctx, rate, s.c.Duration); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// idle measures next to no load, after what the load before has left to do is done.
+func (s *session) idle(ctx context.Context, rates ...int) error {
+	if s.c.Idle == 0 {
+		return nil
+	}
+	for _, pool := range s.pools {
+		if _, err := pool.Exec(ctx, `VACUUM`); err != nil {
+			return err
+		}
+	}
+	if _, err := s.DB.Exec(ctx, `CHECKPOINT`); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(2 * time.Second):
+	}
+	for _, rate := range rates {
+		if _, err := s.point(ctx, rate, s.c.Idle); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maximum searches the highest rate that holds.
+func (s *session) maximum(ctx context.Context, from int) error {
+	s.c.say("%s: searching the highest rate that holds", bench.Keyed(s.Name, s.name))
+	part := s.part
+	defer func() { s.part = part }()
+	s.part = bench.PartMaximum
+	rate, err := bench.Search(from, s.c.Step, s.c.Confirm, s.c.Most, func(rate int, d time.Duration) (bench.Point, error) { return s.point(ctx, rate, d) })
+	if err != nil {
+		return err
+	}
+	s.c.say("%s: %d orders/s hold", bench.Keyed(s.Name, s.name), rate)
+	s.c.Report.Found(bench.Keyed(s.Name, s.name), rate)
+	return s.c.save()
+}

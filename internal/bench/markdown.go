@@ -1,0 +1,114 @@
+package bench
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Markdown is the report as tables: of several runs at a rate the median, and the range
+// of the latencies.
+func (r Report) Markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Commit %s; %v, %v CPUs, %v MiB", r.Commit, r.Machine["cpu"], r.Machine["cpus"], r.Machine["memory_mib"])
+	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
+		fmt.Fprintf(&b, "; %s %s", name, r.Versions[name])
+	}
+	b.WriteString(".\n")
+	if r.Command != "" {
+		fmt.Fprintf(&b, "`%s`\n", r.Command)
+	}
+	for _, note := range r.Notes {
+		fmt.Fprintf(&b, "\n> %s\n", note)
+	}
+	r.writeRatios(&b)
+	if len(r.Max) > 0 {
+		b.WriteString("\n### Highest rate that holds (p99 ≤ 1 s, nothing lost, no growing backlog)\n\n| system | orders/s | all searches |\n|---|---|---|\n")
+		for _, system := range slices.Sorted(maps.Keys(r.Max)) {
+			fmt.Fprintf(&b, "| %s | **%d** | %s |\n", system, r.Max[system], strings.Trim(fmt.Sprint(r.Searches[system]), "[]"))
+		}
+	}
+	for _, part := range r.parts() {
+		r.writePart(&b, part)
+	}
+	if len(r.CatchUps) > 0 {
+		b.WriteString("\n### Catching up\n\n| system | down s | orders/s meanwhile | events waiting | caught up after s | events/s while catching up |\n|---|---|---|---|---|---|\n")
+		for _, c := range r.CatchUps {
+			fmt.Fprintf(&b, "| %s | %.0f | %d | %d | %.1f | %.0f |\n", c.System, c.DownSeconds, c.Rate, c.Waiting, c.Seconds, c.EventsPerSecond)
+		}
+	}
+	if len(r.Ceilings) > 0 {
+		b.WriteString("\n### Ceilings: the same statements without services, HTTP and events\n\n| what | best concurrency | rows a transaction | per second |\n|---|---|---|---|\n")
+		for _, c := range r.Ceilings {
+			fmt.Fprintf(&b, "| %s | %d | %d | %.0f |\n", c.Name, c.Concurrency, c.Batch, c.PerSecond)
+		}
+	}
+	return b.String()
+}
+
+func (r Report) writeRatios(b *strings.Builder) {
+	ratios := r.ratios()
+	if len(ratios) == 0 {
+		return
+	}
+	b.WriteString("\n### Ratios\n\n| | left | right | ratio | bar | |\n|---|---|---|---|---|---|\n")
+	for _, x := range ratios {
+		bar, verdict := "", ""
+		if x.Bar > 0 {
+			bar, verdict = fmt.Sprintf("≥ %g", x.Bar), "reached"
+			if x.Below {
+				bar = fmt.Sprintf("≤ %g", x.Bar)
+			}
+			if !x.OK() {
+				verdict = "**missed**"
+			}
+		}
+		fmt.Fprintf(b, "| %s | %.4g | %.4g | **%.2f** | %s | %s |\n", x.Name, x.Left, x.Right, x.Ratio, bar, verdict)
+	}
+}
+
+// writePart writes a table of a part's points, and one of the processors in use where next to nothing was
+// ordered.
+func (r Report) writePart(b *strings.Builder, part string) {
+	var loaded, idle []group
+	for _, g := range r.groups(part) {
+		if g.rate < 10 {
+			idle = append(idle, g)
+		} else {
+			loaded = append(loaded, g)
+		}
+	}
+	if len(loaded) > 0 {
+		fmt.Fprintf(b, "\n### Part %s\n\n", part)
+		b.WriteString(`| system | case | orders/s | achieved | p50 ms | p99 ms | accept p50 ms | CPU µs/order: Postgres, walsenders, services, worker or relay, broker | WAL B/order | events/transaction: order, stock, payment | idle, other cores |
+|---|---|---|---|---|---|---|---|---|---|---|
+`)
+	}
+	for _, g := range loaded {
+		batch := func(name string) float64 { return g.median(func(p Point) float64 { return p.Batch[name] }) }
+		mark := ""
+		if !slices.ContainsFunc(g.runs, Point.Holds) {
+			mark = " (does not hold)"
+		}
+		var cpu []string
+		for _, k := range kinds[:len(kinds)-1] {
+			cpu = append(cpu, fmt.Sprintf("%.0f", g.cpu(k.processes...)))
+		}
+		fmt.Fprintf(b, "| %s | %s | %d%s | %.0f | %s | %s | %s | %s | %.0f | %.1f, %.1f, %.1f | %.1f, %.1f |\n", g.system, g.name, g.rate, mark,
+			g.median(func(p Point) float64 { return p.Achieved }),
+			g.spread(p50), g.spread(p99), g.spread(func(p Point) float64 { return p.AcceptP50 }), strings.Join(cpu, ", "),
+			g.median(wal), batch("order"), batch("stock"), batch("payment"),
+			g.median(func(p Point) float64 { return p.IdleCores }), g.median(func(p Point) float64 { return p.OtherCores }))
+	}
+	if len(idle) > 0 {
+		fmt.Fprintf(b, "\nProcessors in use at next to no load, part %s:\n\n| system | case | orders/s | p50 ms | Postgres | walsenders | services | worker or relay | broker |\n|---|---|---|---|---|---|---|---|---|\n", part)
+	}
+	for _, g := range idle {
+		fmt.Fprintf(b, "| %s | %s | %d | %.1f", g.system, g.name, g.rate, g.median(p50))
+		for _, k := range kinds[:len(kinds)-1] {
+			fmt.Fprintf(b, " | %.4f", g.cores(k.processes...))
+		}
+		b.WriteString(" |\n")
+	}
+}

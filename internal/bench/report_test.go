@@ -1,0 +1,144 @@
+package bench
+
+import (
+	"encoding/json"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// report has three runs of the product and one of its rival, and something of every other kind.
+func report() Report {
+	r := Report{Machine: Machine(), Commit: "abc", Versions: map[string]string{"Kafka": "4"}}
+	for i, p50 := range []float64{5, 7, 6} {
+		r.Runs = append(r.Runs, Point{System: CDC, Part: PartLatency, Rate: 500, Sent: 5000, Seconds: 10, Achieved: 500, P50: p50, P99: 20, WALPerOrder: 4000,
+			CPU: map[string]float64{"order-service": 10, "order-service-2": 20, "stock-service": 1, "postgres": float64(100 + i), "kafka": 3}})
+	}
+	r.Runs = append(r.Runs,
+		Point{System: Poller, Part: PartLatency, Rate: 500, Achieved: 500, P50: 15, P99: 30, WALPerOrder: 5000, CPU: map[string]float64{"relay": 40, "postgres": 120}},
+		Point{System: Poller, Part: PartLatency, Rate: 200, Achieved: 200, P50: 30, P99: 1500},
+		Point{System: CDC, Part: PartLatency, Rate: 0, Cores: map[string]float64{"connect": 0.16, "postgres": 0.01, "walsenders": 0.002}},
+		Point{System: Poller, Part: PartLatency, Rate: 0, Cores: map[string]float64{"relay": 0.05, "postgres": 0.1}},
+		Point{System: CDC, Part: PartGrowth, Case: "0 orders", Rate: 500, P99: 20}, Point{System: CDC, Part: PartGrowth, Case: "<1 million> orders", Rate: 500, P99: 30})
+	for _, rate := range []int{7000, 8100, 8000} {
+		r.Found(CDC, rate)
+	}
+	r.Found(Poller, 10_000)
+	r.Found("cdc: 0 orders", 8000)
+	r.Found("cdc: <1 million> orders", 7600)
+	r.CatchUps = []CatchUp{{System: CDC, EventsPerSecond: 64_000, EventsPerOrder: 4}}
+	r.Ceilings = []Ceiling{{Name: "bare thing", Concurrency: 2, Batch: 200, PerSecond: 12_345}}
+	return r
+}
+
+func TestMarkdown(t *testing.T) {
+	text := report().Markdown()
+	for _, want := range []string{
+		"| cdc |  | 500 | 500 | 6.0 (5.0–7.0) | 20.0 (20.0–20.0) |", "| 101, 0, 31, 0, 3 |", "| poller |  | 200 (does not hold) | 200 | 30.0 | 1500.0 |",
+		"| cdc | **8000** | 7000 8100 8000 |", "| poller | **10000** | 10000 |", "| 0.0100 | 0.0020 | 0.0000 | 0.1600 | 0.0000 |", "| bare thing | 2 | 200 | 12345 |", "Kafka 4",
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("no %q in\n%s", want, text)
+		}
+	}
+	if strings.Index(text, "| poller |  | 200") > strings.Index(text, "| cdc |  | 500") {
+		t.Error("rates are not in order")
+	}
+}
+
+func TestRatios(t *testing.T) {
+	got := map[string]Ratio{}
+	for _, r := range report().ratios() {
+		got[r.Name] = r
+	}
+	for name, want := range map[string]struct {
+		ratio float64
+		ok    bool
+	}{
+		"p50 at 500 orders/s (ms), cdc / poller":                         {0.4, true},
+		"WAL per order at 500 orders/s (bytes), cdc / poller":            {0.8, false},
+		"database CPU when idle (cores), cdc / poller":                   {0.12, true},
+		"highest rate that holds (orders/s), cdc / poller":               {0.8, false},
+		"p99 at 500 orders/s (ms), <1 million> orders / 0 orders":        {1.5, false},
+		"highest rate that holds, <1 million> orders / 0 orders":         {0.95, true},
+		"events/s while catching up / events/s at the highest rate, cdc": {2, true},
+	} {
+		if r, ok := got[name]; !ok || r.Ratio != want.ratio || r.OK() != want.ok {
+			t.Errorf("%s: %+v, want %v", name, r, want)
+		}
+	}
+	if n := len((Report{}).ratios()); n != 0 {
+		t.Errorf("%d ratios of nothing", n)
+	}
+}
+
+func TestPlotsAreXML(t *testing.T) {
+	plots := report().plots()
+	for name, holds := range map[string][]string{
+		"latency.svg": {"cdc p50", "poller p99", "<polyline", ">500<"},
+		"cpu.svg":     {"walsenders", "cdc 500, services: 31 µs", "poller 500, worker or relay: 40 µs"},
+		"growth.svg":  {"&lt;1 million&gt; orders", "highest rate"},
+	} {
+		text := plots[name]
+		decoder := xml.NewDecoder(strings.NewReader(text))
+		for elements := 0; ; elements++ {
+			if _, err := decoder.Token(); errors.Is(err, io.EOF) {
+				if elements < 20 {
+					t.Errorf("%s has %d tokens", name, elements)
+				}
+				break
+			} else if err != nil {
+				t.Fatalf("%s: %v\n%s", name, err, text)
+			}
+		}
+		for _, want := range append(holds, "<svg xmlns=") {
+			if !strings.Contains(text, want) {
+				t.Errorf("%s has no %q:\n%s", name, want, text)
+			}
+		}
+		if strings.Contains(text, "NaN") || strings.Contains(text, "Inf") {
+			t.Errorf("%s has what is no number", name)
+		}
+	}
+	if n := len((Report{}).plots()); n != 0 {
+		t.Errorf("%d plots of nothing", n)
+	}
+}
+
+func TestReportFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new")
+	if err := report().Write(dir); err != nil {
+		t.Fatal(err)
+	}
+	var back struct {
+		Machine map[string]any
+		Commit  string
+		Runs    []map[string]any
+		Max     map[string]int `json:"max_orders_per_s"`
+		Ratios  []Ratio
+	}
+	written, err := os.ReadFile(filepath.Join(dir, "results.json"))
+	if err != nil || json.Unmarshal(written, &back) != nil {
+		t.Fatal(err)
+	}
+	var missing []string
+	for _, field := range []string{"system", "rate", "achieved", "p50_ms", "p99_ms", "cpu_us_per_order", "wal_bytes_per_order"} {
+		if _, ok := back.Runs[0][field]; !ok {
+			missing = append(missing, field)
+		}
+	}
+	if slices.Sort(missing); len(missing) > 0 || back.Commit != "abc" || back.Max[CDC] != 8000 || back.Max[Poller] != 10_000 || fmt.Sprint(back.Machine["cpus"]) == "<nil>" || len(back.Ratios) == 0 {
+		t.Error(missing, string(written))
+	}
+	for _, name := range []string{"results.md", "latency.svg", "cpu.svg", "growth.svg"} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Size() == 0 {
+			t.Error(name, err)
+		}
+	}
+}
