@@ -205,7 +205,8 @@ func (r *run) begun(f fault, overlap bool) *Event {
 	}
 	e := &Event{At: time.Since(r.begin).Seconds(), Kind: f.description().kind, Name: f.description().name, Alone: true}
 	for other := range r.active {
-		e.Alone, other.Alone = false, false
+		e.Alone = false
+		other.Alone = other.Alone && other.mending // its time is known already
 	}
 	r.active[e] = f
 	r.report.Faults = append(r.report.Faults, e)

@@ -97,7 +97,7 @@ func rows(faults []*Event) (all []Row) {
 	for kind, r := range byKind {
 		if of := times[kind]; len(of) > 0 {
 			slices.Sort(of)
-			r.Median, r.Worst = of[len(of)/2], of[len(of)-1]
+			r.Median, r.Worst = (of[(len(of)-1)/2]+of[len(of)/2])/2, of[len(of)-1]
 			r.Met = r.Bar == 0 || r.Worst <= r.Bar
 		}
 		all = append(all, *r)

@@ -143,11 +143,11 @@ func (w *world) close() {
 	if w.network != nil {
 		defer w.network.close()
 	}
-	if w.unmount != nil {
-		defer func() { _ = w.unmount() }()
-	}
 	for _, pool := range w.databases {
 		pool.Close()
+	}
+	if w.unmount != nil {
+		_ = w.unmount() // before the folder is removed, in which it is
 	}
 	_ = w.stack.Close()
 }
