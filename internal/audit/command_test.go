@@ -59,6 +59,7 @@ func (c *command) run(code int, args []string, want ...string) string {
 	cmd, stdout, stderr := c.start(args...)
 	_ = cmd.Wait()
 	text := stdout.String() + stderr.String()
+	c.t.Logf("$ outboxctl audit %s\n%s(exit code %d)", strings.Join(args, " "), text, cmd.ProcessState.ExitCode())
 	if got := cmd.ProcessState.ExitCode(); got != code {
 		c.t.Errorf("audit %s: exit code %d, want %d\n%s", strings.Join(args, " "), got, code, text)
 	}
