@@ -20,6 +20,7 @@ import (
 
 func newProvisionCommand() *cobra.Command {
 	var replicas int16
+	var only []string
 	c := &cobra.Command{
 		Use: "provision", Short: "Make roles, databases, migrations, slots and topics", Args: cobra.NoArgs,
 		Long: `Make what the services and connectors need, where it is missing. It reads ADMIN_DATABASE_URL (a superuser),
@@ -32,9 +33,10 @@ STOCK_SERVICE_PASSWORD, PAYMENT_SERVICE_PASSWORD (without one, none is set).`,
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
 			defer cancel()
-			return system.Provision(ctx, url, rolePassword, strings.Split(brokers, ","), replicas)
+			return system.Provision(ctx, url, rolePassword, strings.Split(brokers, ","), replicas, only...)
 		},
 	}
+	c.Flags().StringSliceVar(&only, "only", nil, "databases to make, where each service has a PostgreSQL of its own: orderdb, stockdb, paymentdb (default all; a slot that nobody reads would hold the log)")
 	c.Flags().Int16Var(&replicas, "replicas", 1, "replication factor of new topics")
 	return c
 }

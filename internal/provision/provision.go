@@ -234,7 +234,17 @@ func slot(ctx context.Context, conn *pgx.Conn, d Database) error {
 	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1)`, d.Slot()).Scan(&exists); err != nil || exists {
 		return err
 	}
-	if _, err := conn.Exec(ctx, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, d.Slot()); err != nil {
+	// A standby that synchronizes slots gets a copy of it (PostgreSQL 17), so that the connector goes on there
+	// after a failover.
+	create := `SELECT pg_create_logical_replication_slot($1, 'pgoutput', failover => true)`
+	var version int
+	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return err
+	}
+	if version < 17_00_00 {
+		create = `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`
+	}
+	if _, err := conn.Exec(ctx, create, d.Slot()); err != nil {
 		return fmt.Errorf("replication slot %s: %w", d.Slot(), err)
 	}
 	return nil

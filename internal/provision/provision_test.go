@@ -82,6 +82,17 @@ func TestProvision(t *testing.T) {
 	begin := time.Now()
 	s := stack(t)
 	t.Logf("stack with three streaming connectors: %.1f s", time.Since(begin).Seconds())
+	t.Run("standbys get copies of the slots", func(t *testing.T) {
+		conn, err := pgx.Connect(t.Context(), s.PostgresURL("postgres"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close(context.Background())
+		var all, copied int
+		if err := conn.QueryRow(t.Context(), `SELECT count(*), count(*) FILTER (WHERE failover) FROM pg_replication_slots`).Scan(&all, &copied); err != nil || all == 0 || copied != all {
+			t.Errorf("%d slots, %d for failover, %v", all, copied, err)
+		}
+	})
 	t.Run("a row of the outbox becomes a record", func(t *testing.T) { recordOfARow(t, s) })
 	t.Run("events of one aggregate keep the order of their commits", func(t *testing.T) { commitOrder(t, s) })
 	t.Run("roles have no more than they need", func(t *testing.T) { rights(t, s) })

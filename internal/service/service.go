@@ -18,6 +18,7 @@ package service
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -137,7 +138,8 @@ func command(ctx context.Context, args []string, name, addr string) (exit int) {
 	return 0
 }
 
-// healthcheck is nil when the service at addr answers /readyz with 200.
+// healthcheck is nil when all checks of the service's /readyz are ok: also that of its consumer, which requests
+// do not need.
 func healthcheck(ctx context.Context, addr string) error {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -157,9 +159,15 @@ func healthcheck(ctx context.Context, addr string) error {
 		return err
 	}
 	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(res.Body, 1000))
+	text, _ := io.ReadAll(io.LimitReader(res.Body, 10_000))
+	var readiness struct{ Checks map[string]string }
+	if res.StatusCode != http.StatusOK || json.Unmarshal(text, &readiness) != nil {
 		return fmt.Errorf("%s: %s", res.Status, text)
+	}
+	for _, check := range readiness.Checks {
+		if check != "ok" {
+			return fmt.Errorf("%s: %s", res.Status, text)
+		}
 	}
 	return nil
 }

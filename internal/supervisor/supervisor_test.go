@@ -114,6 +114,10 @@ func TestSupervisor(t *testing.T) {
 			}
 		}
 		r.settles("without its slot", 30*time.Second)
+		var failover bool // as provision makes it: standbys get a copy
+		if err := r.DB("orderdb").QueryRow(t.Context(), `SELECT failover FROM pg_replication_slots WHERE slot_name = 'outbox_orderdb'`).Scan(&failover); err != nil || !failover {
+			t.Errorf("failover %t, %v", failover, err)
+		}
 	})
 	r.run("a lost slot is dropped and the outbox sent again", r.lostSlot)
 	r.run("a failed task is started again", r.failedTask)

@@ -94,13 +94,20 @@ func Topics() []provision.Topic {
 
 // Provision brings databases and topics to the state the services and connectors need.
 // password gives that of each login; nil: none is set (the local stack trusts loopback).
-func Provision(ctx context.Context, superuser string, password func(role string) string, brokers []string, replicas int16) error {
+// only names databases, where each service has a PostgreSQL of its own; none: all of them.
+func Provision(ctx context.Context, superuser string, password func(role string) string, brokers []string, replicas int16, only ...string) error {
 	if password == nil {
 		password = func(string) string { return "" }
 	}
-	databases := Databases()
-	for i, d := range databases {
-		databases[i].Password = password(d.Role)
+	var databases []provision.Database
+	for _, d := range Databases() {
+		if len(only) == 0 || slices.Contains(only, d.Name) {
+			d.Password = password(d.Role)
+			databases = append(databases, d)
+		}
+	}
+	if len(databases) < len(only) {
+		return fmt.Errorf("there are not all of the databases %s: they are called orderdb, stockdb and paymentdb", strings.Join(only, ", "))
 	}
 	var both errgroup.Group
 	both.Go(func() error { return provision.Postgres(ctx, superuser, password(provision.CDC), databases) })
