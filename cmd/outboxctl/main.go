@@ -51,6 +51,7 @@ func newRootCommand() *cobra.Command {
 		newSuperviseCommand(),
 		newStatusCommand(),
 		newAuditCommand(),
+		newRewindCommand(),
 		newHealthcheckCommand(),
 	)
 	return root
