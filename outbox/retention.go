@@ -52,7 +52,8 @@ func Reasons() []Reason {
 //     A slot that was lost and made anew begins *after* the mark and would seem to have confirmed it, while
 //     its connector still sends the retained outbox again (a snapshot). A new reader therefore gets a new
 //     mark, and the new slot confirms nothing before the whole snapshot is in Kafka. A reader is known by its
-//     process id, and a mark is forgotten after 10 minutes, before such a number could be another's.
+//     process id and the server's start, and a mark is forgotten after half an hour, before such a number could be
+//     another's.
 //   - A slot that is lost, that nobody reads, or that has confirmed nothing keeps every partition,
 //     and so does a database without a slot. A slot that is not needed any more must be dropped.
 //

@@ -99,7 +99,15 @@ func TestAPartitionGoesOnceEverySlotHasConfirmedIt(t *testing.T) {
 	drop(t, p, 3*day, 0, outbox.Unconfirmed, "sealed now")
 	one.confirm()
 	two.confirm()
-	drop(t, p, 3*day, past, "", "")
+	// Another instance goes on, with settings of its own.
+	other := p.Config().Copy()
+	other.ConnConfig.RuntimeParams["timezone"], other.ConnConfig.RuntimeParams["datestyle"] = "Asia/Tokyo", "German"
+	q, err := pgxpool.NewWithConfig(t.Context(), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer q.Close()
+	drop(t, q, 3*day, past, "", "")
 	left := rows(t, p, `SELECT 'x' FROM outbox`)
 	if got := partitions(t, p); len(left) != 11-past || got[0] != partition(3*day) || len(got) != 4+7 {
 		t.Errorf("%d rows, partitions %q", len(left), got)

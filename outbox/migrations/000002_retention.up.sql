@@ -14,7 +14,7 @@ INSERT INTO event_partitions_dropped VALUES ('outbox', '-infinity'), ('inbox', '
 CREATE TABLE event_partitions_sealed (
     partition text        NOT NULL PRIMARY KEY,
     lsn       pg_lsn      NOT NULL, -- every row was committed before this position
-    readers   text        NOT NULL, -- the slots at that time, each with the process that read it
+    readers   text        NOT NULL, -- the server's start, and the slots, each with the process that read it
     marked_at timestamptz NOT NULL
 );
 
@@ -73,19 +73,21 @@ DECLARE
     slot record;
 BEGIN
     SELECT s.* INTO mark FROM event_partitions_sealed s WHERE s.partition = event_partition_confirmed.partition;
-    SELECT coalesce(string_agg(format('%s=%s', slot_name, active_pid), ' ' ORDER BY slot_name), '') AS readers,
+    -- Process ids begin anew with the server.
+    SELECT count(*) AS slots,
+           format('%s %s', extract(epoch FROM pg_postmaster_start_time()), string_agg(format('%s=%s', slot_name, active_pid), ' ' ORDER BY slot_name)) AS readers,
            min(slot_name) FILTER (WHERE wal_status = 'lost') AS lost,
            min(slot_name) FILTER (WHERE NOT active OR active_pid IS NULL) AS inactive,
            min(slot_name) FILTER (WHERE confirmed_flush_lsn IS NULL OR confirmed_flush_lsn < mark.lsn) AS behind
     INTO slot FROM pg_replication_slots WHERE slot_type = 'logical' AND database = current_database();
     CASE
-    WHEN slot.readers = '' THEN
+    WHEN slot.slots = 0 THEN
         reason := 'no_slot'; detail := 'no replication slot of this database has read it: make the slot and start the connector';
     WHEN slot.lost IS NOT NULL THEN
         reason := 'slot_lost'; detail := format('slot %s is lost: drop it, then the connector makes a new one', slot.lost);
     WHEN slot.inactive IS NOT NULL THEN
         reason := 'slot_inactive'; detail := format('nobody reads slot %s: start its connector, or drop the slot if it is not needed', slot.inactive);
-    WHEN mark.partition IS NULL OR mark.readers <> slot.readers OR mark.marked_at < clock_timestamp() - interval '10 min' THEN
+    WHEN mark.partition IS NULL OR mark.readers <> slot.readers OR mark.marked_at < clock_timestamp() - interval '30 min' THEN
         reason := 'unconfirmed'; detail := 'it is sealed now; the slots must confirm that';
         IF mark.partition IS NULL THEN
             BEGIN
