@@ -21,7 +21,7 @@ func newBenchRelayCommand() *cobra.Command {
 	var databases, brokers []string
 	var every time.Duration
 	var batch int
-	var naive bool
+	var design string
 	c := &cobra.Command{
 		Use: "bench-relay", Short: "Poll outboxes and produce to Kafka: the benchmark's rival", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -40,7 +40,7 @@ func newBenchRelayCommand() *cobra.Command {
 				}
 				defer pool.Close()
 				relays.Go(func() error {
-					return relay.Run(ctx, relay.Config{Pool: pool, Brokers: brokers, Every: every, Batch: batch, Naive: naive, Log: slog.Default()})
+					return relay.Run(ctx, relay.Config{Pool: pool, Brokers: brokers, Every: every, Batch: batch, Design: relay.Design(design), Log: slog.Default()})
 				})
 			}
 			return relays.Wait()
@@ -51,6 +51,6 @@ func newBenchRelayCommand() *cobra.Command {
 	f.StringSliceVar(&brokers, "brokers", nil, "host:port")
 	f.DurationVar(&every, "every", 5*time.Millisecond, "pause after a poll that found less than a batch")
 	f.IntVar(&batch, "batch", 1000, "rows of a poll")
-	f.BoolVar(&naive, "naive", false, "one row after the other")
+	f.StringVar(&design, "design", string(relay.Delete), "delete, flag, naive")
 	return c
 }

@@ -7,15 +7,17 @@ import (
 	"time"
 
 	"outboxsaga/internal/bench"
+	"outboxsaga/internal/bench/relay"
 )
 
 // Systems are all that can be measured.
 func Systems() []System {
 	all := []System{
 		{Name: bench.CDC},
-		{Name: bench.Poller, Relay: &Relay{Every: 5 * time.Millisecond, Batch: 1000}},
-		{Name: "poller-10ms", Relay: &Relay{Every: 10 * time.Millisecond, Batch: 1000}},
-		{Name: naive, Relay: &Relay{Every: time.Second, Batch: 100, Naive: true}},
+		{Name: bench.Poller, Relay: &Relay{relay.Delete, 5 * time.Millisecond, 1000}},
+		{Name: "poller-10ms", Relay: &Relay{relay.Delete, 10 * time.Millisecond, 1000}},
+		{Name: "poller-flag", Relay: &Relay{relay.Flag, 5 * time.Millisecond, 1000}},
+		{Name: naive, Relay: &Relay{relay.Naive, time.Second, 100}},
 		{Name: bench.Single, Env: []string{"MAX_BATCH=1"}},
 	}
 	for _, ms := range []string{"500", "50", "10", "5", "1"} {

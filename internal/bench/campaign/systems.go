@@ -39,9 +39,9 @@ type System struct {
 
 // Relay says how a relay polls.
 type Relay struct {
-	Every time.Duration
-	Batch int
-	Naive bool
+	Design relay.Design
+	Every  time.Duration
+	Batch  int
 }
 
 // relayName is the relay's process.
@@ -155,7 +155,7 @@ func (r *running) poll(ctx context.Context, bin string, cfg Relay) error {
 	for _, s := range system.Services() {
 		url := r.stack.PostgresURL(s.Database.Name)
 		urls = append(urls, url)
-		if err := prepare(ctx, url); err != nil {
+		if err := prepare(ctx, url, cfg.Design); err != nil {
 			return err
 		}
 	}
@@ -168,17 +168,17 @@ func (r *running) poll(ctx context.Context, bin string, cfg Relay) error {
 		return err
 	}
 	args := []string{filepath.Join(bin, "outboxctl"), "bench-relay", "--database", strings.Join(urls, ","), "--brokers", strings.Join(r.stack.Brokers(), ","),
-		"--every", cfg.Every.String(), "--batch", fmt.Sprint(cfg.Batch), fmt.Sprintf("--naive=%t", cfg.Naive)}
+		"--every", cfg.Every.String(), "--batch", fmt.Sprint(cfg.Batch), "--design", string(cfg.Design)}
 	return r.stack.Start(ctx, devstack.Process{Name: relayName, Args: args})
 }
 
-func prepare(ctx context.Context, url string) error {
+func prepare(ctx context.Context, url string, design relay.Design) error {
 	pool, err := pgxpool.New(ctx, url)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	if err := relay.Prepare(ctx, pool); err != nil {
+	if err := relay.Prepare(ctx, pool, design); err != nil {
 		return err
 	}
 	_, err = pool.Exec(ctx, `ALTER SYSTEM SET wal_level = replica`)
