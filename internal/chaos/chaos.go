@@ -261,7 +261,7 @@ func (r *run) inject(ctx context.Context, f fault, e *Event) {
 		recovered()
 	}
 	if a.clock != fromFaultHealed {
-		pause(ctx, a.hold)
+		pause(ctx, a.hold-time.Since(from))
 	}
 	if a.clock == fromHeal {
 		from = time.Now()

@@ -32,7 +32,7 @@ type about struct {
 	kind, name string
 	// touches is what must not be disturbed by another fault meanwhile.
 	touches []string
-	// hold is how long the fault lasts before it is healed; with fromFaultUnhealed, after the flow is back.
+	// hold is how long the fault lasts at least before it is healed; with fromFaultHealed it is healed at once.
 	hold  time.Duration
 	clock clock
 }

@@ -116,7 +116,7 @@ func (n *network) networkFaults() (all []kind) {
 				return slowLink{about{pair + " slow", fmt.Sprintf("%s slower by %d ms for %.1f s", p, by.Milliseconds(), hold.Seconds()), touches, hold, fromHeal}, n.links[p], by}
 			}},
 			kind{pair + " cut", 1, func(dice *rand.Rand) fault {
-				hold, silent, p := between(dice, 2*time.Second, 12*time.Second), dice.IntN(3) > 0, of(dice)
+				hold, silent, p := between(dice, 2*time.Second, 8*time.Second), dice.IntN(3) > 0, of(dice)
 				how := "refused"
 				if silent {
 					how = "silent"
