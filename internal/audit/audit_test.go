@@ -225,6 +225,16 @@ func TestEachViolationIsFoundAndNamed(t *testing.T) {
 			b.exec(b.db.Order, `DELETE FROM orders WHERE id = $1`, o)
 			return OrderEffect, "orders that do not exist", o.String()
 		},
+		"charged without an order": func() (string, string, string) {
+			o := idAt(minute)
+			b.charge(o, 10)
+			return OrderEffect, "orders that do not exist", o.String()
+		},
+		"reserved without an order": func() (string, string, string) {
+			o := idAt(minute)
+			b.reserve(o)
+			return OrderEffect, "orders that do not exist", o.String()
+		},
 		"late": func() (string, string, string) {
 			o := idAt(2 * minute)
 			b.order(o, "IN_PROGRESS", "IN_PROGRESS", "IN_PROGRESS", 2*minute)
@@ -358,11 +368,12 @@ func TestRoundsGoOn(t *testing.T) {
 func TestTheOverlapOfRounds(t *testing.T) {
 	b := newBooks(t)
 	o := b.success(30 * time.Second)
-	_, round := b.rounds(quick)
+	a, round := b.rounds(quick)
 	for range 3 {
 		if r := round(); !r.Clean() || r.Checked["events"] != 4 {
 			t.Fatalf("%+v", r)
 		}
+		a.sent["order"].suspects[[2]string{o.String(), "payment.requested"}] = true // a suspicion without reason is dropped
 	}
 	b.event(b.db.Order, b.db.Stock, "stock", "stock.requested", o, 40*time.Second)
 	if r := round(); violated(r) != "event-twice 1" {
