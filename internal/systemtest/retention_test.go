@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"outboxsaga/inbox"
+	"outboxsaga/internal/connect"
+	"outboxsaga/internal/devstack"
 	"outboxsaga/outbox"
 
 	"github.com/google/uuid"
@@ -183,4 +185,55 @@ func (w *world) delays(since, until time.Time) delays {
 	}
 	slices.Sort(took)
 	return delays{len(took), took[len(took)/2], took[len(took)*99/100], took[len(took)-1]}
+}
+
+// The slot is gone, with events that only the outbox has: the connector makes a new one, which begins after them, and
+// sends the retained outbox anew. Their partition is past its retention, and must stay until all of them are in Kafka.
+func TestAPartitionStaysUntilANewSlotsSnapshotIsInKafka(t *testing.T) {
+	const rows = 150_000
+	w := start(t, 1)
+	worker := connect.Client{URL: w.ConnectURL()}
+	w.exec("orderdb", `SELECT event_partitions_prepare('outbox', 5, 7)`)
+	if err := worker.Stop(t.Context(), "orderdb"); err != nil {
+		t.Fatal(err)
+	}
+	// An id is its time and a number.
+	w.exec("orderdb", `INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload)
+		SELECT overlay(uuidv7_floor(now() - interval '5 days')::text PLACING '7000-8000-' || lpad(n::text, 12, '0') FROM 15)::uuid,
+		       'order.dlt', 'order', 'old', 'order.dead_lettered', '{}' FROM generate_series(1, $1::int) n`, rows)
+	w.exec("orderdb", `SELECT pg_drop_replication_slot('outbox_orderdb')`)
+	if err := worker.Resume(t.Context(), "orderdb"); err != nil {
+		t.Fatal(err)
+	}
+	kept := map[outbox.Reason]int{}
+	gone := false
+	for begin := time.Now(); !gone; time.Sleep(20 * time.Millisecond) {
+		if time.Since(begin) > 90*time.Second {
+			t.Fatalf("the partition is not dropped: %v", kept)
+		}
+		dropped, why, err := outbox.DropPartitions(t.Context(), w.DB("orderdb"), 3*day)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if why != nil {
+			kept[why.Reason]++
+		}
+		gone = len(dropped) > 0
+	}
+	w.Kill(devstack.Connect) // what it had only in memory is gone now
+	ids := map[string]bool{}
+	for _, rec := range w.Records("order.dlt") {
+		for _, h := range rec.Headers {
+			if h.Key == "id" {
+				ids[string(h.Value)] = true
+			}
+		}
+	}
+	t.Logf("kept %v times; then %d of %d events are in Kafka", kept, len(ids), rows)
+	if len(ids) != rows {
+		t.Error("events are lost: their partition was dropped before they were sent")
+	}
+	if kept[outbox.Unconfirmed] == 0 || kept[outbox.NoSlot]+kept[outbox.SlotInactive] == 0 {
+		t.Error("the drop was never tried while the connector was at it")
+	}
 }
