@@ -118,8 +118,8 @@ func TestCommandWatches(t *testing.T) {
 	address := fmt.Sprint("127.0.0.1:", ports[0])
 	watch := []string{"--watch", "1s", "--grace", "1s", "--metrics-addr", address}
 	cmd, stdout, stderr := c.start(watch...)
-	c.run(2, watch, "cannot listen on "+address)
 	c.shows(address, `audit_violations{rule="event-lost"} 1`, `audit_violations{rule="event-invented"} 0`, `audit_checked_total{what="events"} `, "audit_last_success_timestamp_seconds 1")
+	c.run(2, watch, "cannot listen on "+address) // that the first one has
 	c.exec(c.db.Stock, `ALTER TABLE items RENAME TO gone`)
 	c.shows(address, `audit_failures_total 1`, `audit_violations{rule="event-lost"} 1`)
 	c.exec(c.db.Stock, `ALTER TABLE gone RENAME TO items`)
