@@ -37,7 +37,7 @@ func newAuditCommand() *cobra.Command {
 id was written by an outbox, no step was asked or answered twice, goods and money are conserved for each item and account and are
 what reservations and payments say, a SUCCESS order has both effects and a settled FAILED one none, no order is past its time.
 
-It reads in pages, without locks, and may run in production at any time. With --watch it goes on until a signal, and reads only what is
+It reads in pages, no writer waits for it, and it may run in production at any time. With --watch it goes on until a signal, and reads only what is
 new; what it found stays reported until it is mended. It changes nothing. The exit code is 0 if every rule holds (with --watch: in the last round), 1 if one does
 not, 2 if the command is wrong or a database cannot be read. It reads the databases of the local stack, or those at ORDER_DATABASE_URL, STOCK_DATABASE_URL
 and PAYMENT_DATABASE_URL, with roles that may read all tables.`,

@@ -11,7 +11,7 @@
 // what is charged, for each customer, and an order that is not settled may have its effect or not.
 //
 // An audit reads in pages by id (UUIDv7, so in the order of time), each in a short read-only transaction, and merges them
-// here: its memory is bounded whatever the tables' size, and it holds no lock. It sees what retention has
+// here: its memory is bounded whatever the tables' size, and no writer waits for it. It sees what retention has
 // left: events in the retained partitions, orders for ever.
 package audit
 
