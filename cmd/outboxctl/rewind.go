@@ -79,7 +79,7 @@ func rewind(ctx context.Context, cmd *cobra.Command, service, to string, dryRun 
 	admin, group := kadm.NewClient(client), services[i].Name
 	described, err := admin.DescribeGroups(ctx, group)
 	if err != nil {
-		return fmt.Errorf("Kafka does not answer at %v: %w", brokers, err)
+		return fmt.Errorf("no answer from Kafka at %v: %w", brokers, err)
 	}
 	if members := len(described[group].Members); members > 0 {
 		return fmt.Errorf("%s has %d running instances: stop them first, they would keep their own offsets", group, members)
