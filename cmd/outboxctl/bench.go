@@ -154,7 +154,7 @@ func runBench(ctx context.Context, out, progress io.Writer, o campaign.Options, 
 		Command: "scripts/bench.sh " + strings.Join(withoutBin(os.Args[2:]), " "),
 	}
 	c := &campaign.Campaign{
-		Builder: campaign.Builder{Root: root, Bin: bin, Out: out}, Options: o, Report: report, Progress: showProgress(progress),
+		Builder: campaign.Builder{Root: root, Bin: bin, Out: out}, Options: o, Report: report, Progress: showProgress(progress), Ceilings: ceilings,
 	}
 	if dir != "" {
 		c.Save = func(r bench.Report) error { return r.Write(dir) }

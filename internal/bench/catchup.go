@@ -4,9 +4,10 @@ package bench
 type CatchUp struct {
 	System          string  `json:"system"`
 	DownSeconds     float64 `json:"down_seconds"`
-	Rate            int     `json:"rate"`    // orders/s meanwhile
-	Waiting         int     `json:"waiting"` // events not sent or not handled when it was back
-	Seconds         float64 `json:"seconds"` // until all orders were settled
+	Rate            int     `json:"rate"`          // orders/s meanwhile
+	Waiting         int     `json:"waiting"`       // events not sent when it was back; each has an answer
+	StartSeconds    float64 `json:"start_seconds"` // until it was back
+	Seconds         float64 `json:"seconds"`       // from then until all orders were settled
 	EventsPerSecond float64 `json:"events_per_second"`
 	EventsPerOrder  float64 `json:"events_per_order"`
 }

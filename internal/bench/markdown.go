@@ -33,9 +33,9 @@ func (r Report) Markdown() string {
 		r.writePart(&b, part)
 	}
 	if len(r.CatchUps) > 0 {
-		b.WriteString("\n### Catching up\n\n| system | down s | orders/s meanwhile | events waiting | caught up after s | events/s while catching up |\n|---|---|---|---|---|---|\n")
+		b.WriteString("\n### Catching up\n\n| system | down s | orders/s meanwhile | events waiting | start s | caught up after s | events/s while catching up |\n|---|---|---|---|---|---|---|\n")
 		for _, c := range r.CatchUps {
-			fmt.Fprintf(&b, "| %s | %.0f | %d | %d | %.1f | %.0f |\n", c.System, c.DownSeconds, c.Rate, c.Waiting, c.Seconds, c.EventsPerSecond)
+			fmt.Fprintf(&b, "| %s | %.0f | %d | %d | %.1f | %.1f | %.0f |\n", c.System, c.DownSeconds, c.Rate, c.Waiting, c.StartSeconds, c.Seconds, c.EventsPerSecond)
 		}
 	}
 	if len(r.Ceilings) > 0 {

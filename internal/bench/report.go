@@ -36,7 +36,10 @@ type Report struct {
 // Found adds the result of a search.
 func (r *Report) Found(system string, rate int) {
 	if r.Max == nil {
-		r.Max, r.Searches = map[string]int{}, map[string][]int{}
+		r.Max = map[string]int{}
+	}
+	if r.Searches == nil {
+		r.Searches = map[string][]int{}
 	}
 	r.Searches[system] = append(r.Searches[system], rate)
 	sorted := slices.Sorted(slices.Values(r.Searches[system]))

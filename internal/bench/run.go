@@ -63,6 +63,19 @@ func Run(ctx context.Context, t Target, s Shape, rate int, duration time.Duratio
 	return p, nil
 }
 
+// Place sends orders at a rate for a time, and does not wait for them to settle. It returns how many were accepted.
+func Place(ctx context.Context, t Target, s Shape, rate int, duration time.Duration, progress func(Progress)) (accepted int, err error) {
+	n := int(float64(rate) * duration.Seconds())
+	l := load{target: t, bodies: s.bodies(n), orders: make([]order, n), rate: rate, duration: duration, progress: progress}
+	err = l.send(ctx)
+	for _, o := range l.orders {
+		if o.ok {
+			accepted++
+		}
+	}
+	return accepted, err
+}
+
 // load is a run in progress.
 type load struct {
 	target   Target

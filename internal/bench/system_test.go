@@ -3,21 +3,24 @@ package bench
 import (
 	"bytes"
 	"context"
+	"math"
 	"os"
 	"sync"
 	"testing"
 	"time"
 
+	"outboxsaga/internal/audit"
 	"outboxsaga/internal/devstack"
 	"outboxsaga/internal/stacktest"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 func TestMain(m *testing.M) { stacktest.Main(m) }
 
 // open starts a whole system with two instances of each service.
-func open(t *testing.T) Target {
+func open(t *testing.T) (Target, *stacktest.System) {
 	t.Helper()
 	s := stacktest.NewSystem(t, 2)
 	admin := s.DB("postgres")
@@ -45,7 +48,7 @@ func open(t *testing.T) Target {
 		header := map[string][]string{"Prefer": {"wait=5"}}
 		code, err := stacktest.Post(t.Context(), target.OrderURLs[0]+"/orders", header, `{"customer_id":"x","items":[{"sku":"x","quantity":1,"unit_price":1}]}`, &answer)
 		if err == nil && code == 200 && answer.Settled {
-			return target
+			return target, s
 		}
 		if time.Now().After(end) {
 			t.Fatal("no order settles: ", code, err)
@@ -55,13 +58,14 @@ func open(t *testing.T) Target {
 }
 
 func TestRunOnTheRealStack(t *testing.T) {
-	target := open(t)
+	target, system := open(t)
 	shape := Shape{Customers: 20, Items: 10, Lines: 2, Refused: 30}
 	if err := Prepare(t.Context(), target, shape); err != nil {
 		t.Fatal(err)
 	}
 	t.Run("a point", func(t *testing.T) { aPoint(t, target, shape) })
 	t.Run("final is what a client sees", func(t *testing.T) { finalIsWhatAClientSees(t, target, shape) })
+	t.Run("seeded orders are like real ones", func(t *testing.T) { seededOrdersAreLikeRealOnes(t, system, shape) })
 	t.Run("a system that is not there", func(t *testing.T) {
 		gone := target
 		gone.PaymentURLs = []string{"http://127.0.0.1:1"}
@@ -156,5 +160,55 @@ func TestProcessTimes(t *testing.T) {
 	}
 	if processCPU(-1, false) != 0 {
 		t.Error("a process that is not there has used something")
+	}
+}
+
+// Seeded orders have rows of the same number and size as those that were placed, and all adds up.
+func seededOrdersAreLikeRealOnes(t *testing.T, s *stacktest.System, shape Shape) {
+	const n = 1000
+	shape.Lines, shape.Refused = 1, 0
+	order, stock, payment := s.DB("orderdb"), s.DB("stockdb"), s.DB("paymentdb")
+	target := Target{Name: "cdc", DB: order, OrderURLs: []string{s.URL("order-service", 0)}, StockURLs: []string{s.URL("stock-service", 0)}, PaymentURLs: []string{s.URL("payment-service", 0)}}
+	if _, err := Run(t.Context(), target, shape, 50, 4*time.Second, nil); err != nil {
+		t.Fatal(err)
+	}
+	tables := []struct {
+		name, rows string
+		pool       *pgxpool.Pool
+		each       int
+	}{
+		{"orders", "FROM orders t WHERE status = 'SUCCESS' AND items NOT LIKE '%,{%'", order, 1}, {"outbox", "FROM outbox t WHERE payload NOT LIKE '%,{%'", order, 2}, {"inbox", "FROM inbox t", order, 2},
+		{"reservations", "FROM reservations t WHERE status = 'RESERVED' AND json_array_length(items) = 1", stock, 1}, {"outbox", "FROM outbox t WHERE topic = 'stock.success'", stock, 1}, {"inbox", "FROM inbox t", stock, 1},
+		{"payments", "FROM payments t WHERE status = 'CHARGED' AND amount = 5", payment, 1}, {"outbox", "FROM outbox t WHERE topic = 'payment.success' AND payload LIKE '%:5}'", payment, 1}, {"inbox", "FROM inbox t", payment, 1},
+	}
+	type measure struct {
+		Rows int
+		Size float64
+	}
+	read := func(pool *pgxpool.Pool, from string) (m measure) {
+		if err := pool.QueryRow(t.Context(), `SELECT count(*), avg(pg_column_size(t.*)) `+from).Scan(&m.Rows, &m.Size); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	before := map[int]measure{}
+	for i, table := range tables {
+		before[i] = read(table.pool, table.rows)
+	}
+	s.Kill(devstack.Connect) // else the services would get events before their inboxes are seeded
+	defer s.Restart(devstack.Connect)
+	if err := Seed(t.Context(), order, stock, payment, shape, n, func(int) {}); err != nil {
+		t.Fatal(err)
+	}
+	for i, table := range tables {
+		was, is := before[i], read(table.pool, table.rows)
+		seeded := (is.Size*float64(is.Rows) - was.Size*float64(was.Rows)) / n / float64(table.each)
+		if is.Rows-was.Rows != n*table.each || math.Abs(seeded/was.Size-1) > 0.04 {
+			t.Errorf("%s, %s: %d rows more, want %d, of %.1f bytes; real ones have %.1f", table.name, table.rows, is.Rows-was.Rows, n*table.each, seeded, was.Size)
+		}
+	}
+	report, err := audit.Once(t.Context(), audit.Databases{Order: order, Stock: stock, Payment: payment}, audit.Options{Grace: 5 * time.Second})
+	if err != nil || !report.Clean() || report.Checked["orders"] < n {
+		t.Errorf("%+v: %v", report, err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/bench"
+	"outboxsaga/internal/devstack"
 )
 
 // Options say how much is measured.
@@ -65,6 +66,8 @@ type Campaign struct {
 	Save func(bench.Report) error
 	// Progress is called while a point is measured. May be nil.
 	Progress func(bench.Progress)
+	// Ceilings drives the pieces of the services alone, on a stack without them. Only commands may know the services.
+	Ceilings func(ctx context.Context, stack *devstack.Stack, each time.Duration) ([]bench.Ceiling, error)
 
 	begin time.Time
 }
@@ -79,6 +82,13 @@ type Part struct {
 func Parts() []Part {
 	return []Part{
 		{bench.PartLatency, "the product and its best rival at fixed rates, idle, and their maximum", (*Campaign).latency},
+		{"rivals", "other polling relays", (*Campaign).rivals},
+		{"intervals", "Debezium at other intervals", (*Campaign).intervals},
+		{bench.Single, "the product with one transaction an event", (*Campaign).single},
+		{"shapes", "hot items, many lines, refusals, many customers, two instances", (*Campaign).shapes},
+		{bench.PartGrowth, "the product with orders already there", (*Campaign).growth},
+		{"catch-up", "how fast events flow after the worker was down under load", (*Campaign).catchUp},
+		{"ceilings", "the pieces alone", (*Campaign).ceilings},
 	}
 }
 
@@ -118,7 +128,7 @@ func (c *Campaign) say(format string, args ...any) {
 // with starts a system, warms it up, and runs do on it.
 func (c *Campaign) with(ctx context.Context, sys System, shape bench.Shape, do func(*session) error) (err error) {
 	c.say("%s: starting", sys.Name)
-	r, err := c.start(ctx, sys)
+	r, err := c.start(ctx, sys, shape)
 	if err != nil {
 		return err
 	}
@@ -128,9 +138,6 @@ func (c *Campaign) with(ctx context.Context, sys System, shape bench.Shape, do f
 		}
 	}()
 	s := &session{c: c, running: r, shape: shape, begin: time.Now()}
-	if err := bench.Prepare(ctx, r.Target, shape); err != nil {
-		return err
-	}
 	if err := s.flows(ctx); err != nil {
 		return err
 	}

@@ -20,13 +20,15 @@ func Systems() []System {
 		{Name: naive, Relay: &Relay{relay.Naive, time.Second, 100}},
 		{Name: bench.Single, Env: []string{"MAX_BATCH=1"}},
 	}
-	for _, ms := range []string{"500", "50", "10", "5", "1"} {
+	for _, ms := range intervals {
 		all = append(all, System{Name: intervalName(ms), Connector: map[string]string{"poll.interval.ms": ms, "max.batch.size": "2048"}})
 	}
 	return all
 }
 
 const naive = "naive"
+
+var intervals = []string{"500", "50", "10", "5", "1"} // ms
 
 // intervalName is the product with another poll.interval.ms, and Debezium's default batch.
 func intervalName(ms string) string { return "cdc-" + ms + "ms" }
@@ -84,4 +86,119 @@ func (c *Campaign) idleRates() []int {
 		return []int{0}
 	}
 	return []int{0, 1}
+}
+
+// block measures a system in a part: idle, at some rates, and its maximum unless from is 0.
+func (c *Campaign) block(ctx context.Context, part, name string, top, from int, rates ...int) error {
+	sys, err := find(name)
+	if err != nil {
+		return err
+	}
+	sys.Instances = c.Instances
+	return c.with(ctx, sys, c.Shape, func(s *session) error {
+		s.part = part
+		if err := s.warmUp(ctx, top); err != nil {
+			return err
+		}
+		if err := s.idle(ctx, c.idleRates()...); err != nil {
+			return err
+		}
+		for range c.Repeats {
+			if err := s.points(ctx, rates...); err != nil {
+				return err
+			}
+		}
+		if from == 0 || !c.Maximum {
+			return nil
+		}
+		return s.maximum(ctx, from)
+	})
+}
+
+func (c *Campaign) rivals(ctx context.Context) error {
+	for _, name := range []string{"poller-10ms", "poller-flag"} {
+		if err := c.block(ctx, "rivals", name, 3000, c.From, 200, 500, 2000); err != nil {
+			return err
+		}
+	}
+	// It never is below a second: there is no rate that holds. What it achieves shows what it can do.
+	return c.block(ctx, "rivals", naive, 20, 0, 20, 40, 80)
+}
+
+func (c *Campaign) intervals(ctx context.Context) error {
+	for _, ms := range intervals {
+		if err := c.block(ctx, "intervals", intervalName(ms), 3000, 0, 200, 500, 2000); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Campaign) single(ctx context.Context) error {
+	return c.block(ctx, bench.Single, bench.Single, 100, 100, 50, 100, 200)
+}
+
+// shapes measures the product under other loads, one after the other on the same stack, and with two instances.
+func (c *Campaign) shapes(ctx context.Context) error {
+	usual := c.Shape
+	with := func(change func(*bench.Shape)) bench.Shape {
+		s := usual
+		change(&s)
+		return s
+	}
+	cases := []struct {
+		name  string
+		shape bench.Shape
+	}{
+		{"uniform", usual},
+		{"one item", with(func(s *bench.Shape) { s.Items = 1 })},
+		{"Zipf 1.2", with(func(s *bench.Shape) { s.Zipf = 1.2 })},
+		{"20 lines", with(func(s *bench.Shape) { s.Lines = 20 })},
+		{"10 % refused", with(func(s *bench.Shape) { s.Refused = 10 })},
+		{"50 % refused", with(func(s *bench.Shape) { s.Refused = 50 })},
+		{"100,000 customers", with(func(s *bench.Shape) { s.Customers = 100_000 })},
+	}
+	err := c.with(ctx, System{Name: bench.CDC}, usual, func(s *session) error {
+		s.part = "shapes"
+		if err := s.warmUp(ctx, 3000); err != nil {
+			return err
+		}
+		for repeat := range c.Repeats {
+			for _, one := range cases {
+				s.name, s.shape = one.name, one.shape
+				if repeat == 0 {
+					if err := bench.Prepare(ctx, s.Target, one.shape); err != nil {
+						return err
+					}
+				}
+				if err := s.pointsAndMaximum(ctx); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return c.with(ctx, System{Name: bench.CDC, Instances: 2}, usual, func(s *session) error {
+		s.part, s.name = "shapes", "two instances"
+		if err := s.warmUp(ctx, 3000); err != nil {
+			return err
+		}
+		for range c.Repeats {
+			if err := s.pointsAndMaximum(ctx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// pointsAndMaximum is what a case of the product gets.
+func (s *session) pointsAndMaximum(ctx context.Context) error {
+	if err := s.points(ctx, 500, 2000); err != nil || !s.c.Maximum {
+		return err
+	}
+	return s.maximum(ctx, s.c.From)
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,6 +36,8 @@ type System struct {
 	Env []string
 	// Instances of each service; 0 is 1.
 	Instances int
+	// Seeded is how many settled orders are there before the connectors start.
+	Seeded int
 }
 
 // Relay says how a relay polls.
@@ -52,6 +55,7 @@ type running struct {
 	bench.Target
 	stack *devstack.Stack
 	pools []*pgxpool.Pool
+	mover devstack.Process // the relay, if there is one
 }
 
 // Builder starts systems.
@@ -61,8 +65,8 @@ type Builder struct {
 	Out       io.Writer
 }
 
-// start starts a system; events flow when it returns. What was started is ended by close, also after an error.
-func (b Builder) start(ctx context.Context, sys System) (_ *running, err error) {
+// start starts a system with the goods and the money of a shape. What was started is ended by close, also after an error.
+func (b Builder) start(ctx context.Context, sys System, shape bench.Shape) (_ *running, err error) {
 	dir, err := os.MkdirTemp("", "outboxsaga-bench")
 	if err != nil {
 		return nil, err
@@ -96,32 +100,9 @@ func (b Builder) start(ctx context.Context, sys System) (_ *running, err error) 
 	if err != nil {
 		return nil, err
 	}
-	processes, err := system.Run(ctx, stack, bin, ports, sys.Relay == nil && sys.Connector == nil, append([]string{"LOG_LEVEL=warn"}, sys.Env...)...)
+	processes, err := system.Run(ctx, stack, bin, ports, false, append([]string{"LOG_LEVEL=warn"}, sys.Env...)...)
 	if err != nil {
 		return nil, err
-	}
-	engines := []string{devstack.Postgres, devstack.Kafka, devstack.Connect}
-	switch {
-	case sys.Relay != nil:
-		engines[2] = relayName
-		if err := r.poll(ctx, bin, *sys.Relay); err != nil {
-			return nil, err
-		}
-	case sys.Connector != nil:
-		if err := r.register(ctx, sys.Connector); err != nil {
-			return nil, err
-		}
-	}
-	names := engines
-	for _, p := range processes {
-		names = append(names, p.Name)
-	}
-	for _, name := range names {
-		pid, runs := stack.PID(name)
-		if !runs {
-			return nil, fmt.Errorf("%s has ended: see %s", name, stack.LogFile(name))
-		}
-		r.Processes[name] = pid
 	}
 	for service, into := range map[string]*[]string{"order-service": &r.OrderURLs, "stock-service": &r.StockURLs, "payment-service": &r.PaymentURLs} {
 		for _, port := range ports[service] {
@@ -136,7 +117,69 @@ func (b Builder) start(ctx context.Context, sys System) (_ *running, err error) 
 		r.pools = append(r.pools, pool)
 	}
 	r.DB = r.pools[0]
+	if err := bench.Prepare(ctx, r.Target, shape); err != nil {
+		return nil, err
+	}
+	if err := b.seed(ctx, r, shape, sys.Seeded); err != nil {
+		return nil, err
+	}
+	engines := []string{devstack.Postgres, devstack.Kafka, devstack.Connect}
+	switch {
+	case sys.Relay != nil:
+		engines[2] = relayName
+		if err := r.poll(ctx, bin, *sys.Relay); err != nil {
+			return nil, err
+		}
+	case sys.Connector == nil && sys.Seeded == 0:
+		if err := system.Register(ctx, stack); err != nil {
+			return nil, err
+		}
+	default:
+		overrides := maps.Clone(sys.Connector)
+		if sys.Seeded > 0 { // what was seeded is not sent
+			if overrides == nil {
+				overrides = map[string]string{}
+			}
+			overrides["snapshot.mode"] = "no_data"
+		}
+		if err := r.register(ctx, overrides); err != nil {
+			return nil, err
+		}
+	}
+	names := engines
+	for _, p := range processes {
+		names = append(names, p.Name)
+	}
+	for _, name := range names {
+		pid, runs := stack.PID(name)
+		if !runs {
+			return nil, fmt.Errorf("%s has ended: see %s", name, stack.LogFile(name))
+		}
+		r.Processes[name] = pid
+	}
 	return r, nil
+}
+
+// seed puts settled orders in while nothing reads the slots, which are made anew after it.
+func (b Builder) seed(ctx context.Context, r *running, shape bench.Shape, n int) error {
+	if n == 0 {
+		return nil
+	}
+	fmt.Fprintf(b.Out, "seeding %d orders\n", n)
+	if _, err := r.DB.Exec(ctx, `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`); err != nil {
+		return err
+	}
+	told := time.Now()
+	err := bench.Seed(ctx, r.pools[0], r.pools[1], r.pools[2], shape, n, func(done int) {
+		if time.Since(told) > 10*time.Second {
+			told = time.Now()
+			fmt.Fprintf(b.Out, "seeded %d of %d orders\n", done, n)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return system.Provision(ctx, r.stack.PostgresURL("postgres"), nil, r.stack.Brokers(), r.stack.ReplicationFactor())
 }
 
 func (r *running) close() error {
@@ -169,7 +212,8 @@ func (r *running) poll(ctx context.Context, bin string, cfg Relay) error {
 	}
 	args := []string{filepath.Join(bin, "outboxctl"), "bench-relay", "--database", strings.Join(urls, ","), "--brokers", strings.Join(r.stack.Brokers(), ","),
 		"--every", cfg.Every.String(), "--batch", fmt.Sprint(cfg.Batch), "--design", string(cfg.Design)}
-	return r.stack.Start(ctx, devstack.Process{Name: relayName, Args: args})
+	r.mover = devstack.Process{Name: relayName, Args: args}
+	return r.stack.Start(ctx, r.mover)
 }
 
 func prepare(ctx context.Context, url string, design relay.Design) error {
