@@ -22,7 +22,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -293,31 +292,50 @@ func (l *lines) Write(line []byte) (int, error) {
 // Say prints a line of progress to Config.Out.
 func (s *Stack) Say(format string, args ...any) { fmt.Fprintf(s.cfg.Out, format+"\n", args...) }
 
-// The ports that FreePorts tries. They lie below those that systems give to outgoing
-// connections, any of which could take a port between its choice and its use.
-const firstPort, lastPort = 10000, 32000
+// The ports that FreePorts gives out, in blocks. They lie below those that systems give to
+// outgoing connections, any of which could take a port between its choice and its use.
+const firstPort, lastPort, portBlock = 10000, 32000, 100
 
-// nextPort begins anywhere, so that test programs do not meet, and only goes on, so that
-// one program never gets a port twice.
-var nextPort = func() *atomic.Int64 {
-	var n atomic.Int64
-	n.Store(rand.Int64N(lastPort - firstPort))
-	return &n
-}()
+var ports struct {
+	sync.Mutex
+	next, end int            // what is left of this program's block
+	owned     []net.Listener // the first port of every block that is this program's
+}
 
-// FreePorts finds n ports that nobody listens on right now.
+// FreePorts finds n ports that nobody listens on right now. They come from blocks of which a
+// program holds the first port as long as it runs, so that no other program is given one of
+// them while its process is down, or not up yet.
 func FreePorts(n int) ([]int, error) {
-	var ports []int
-	for range lastPort - firstPort {
-		port := firstPort + int(nextPort.Add(1)%(lastPort-firstPort))
-		l, err := net.Listen("tcp", hostPort(port))
-		if err != nil {
-			continue
+	ports.Lock()
+	defer ports.Unlock()
+	var free []int
+	for len(free) < n {
+		if ports.next == ports.end {
+			if err := ownBlock(); err != nil {
+				return nil, err
+			}
 		}
-		l.Close()
-		if ports = append(ports, port); len(ports) == n {
-			return ports, nil
+		port := ports.next
+		ports.next++
+		if l, err := net.Listen("tcp", hostPort(port)); err == nil {
+			l.Close()
+			free = append(free, port)
 		}
 	}
-	return nil, fmt.Errorf("there are no %d free ports from %d to %d", n, firstPort, lastPort)
+	return free, nil
+}
+
+// ownBlock takes a block of ports that no other program has.
+func ownBlock() error {
+	const blocks = (lastPort - firstPort) / portBlock
+	begin := rand.IntN(blocks) // where others probably do not look at the same time
+	for i := range blocks {
+		first := firstPort + (begin+i)%blocks*portBlock
+		if l, err := net.Listen("tcp", hostPort(first)); err == nil {
+			ports.owned = append(ports.owned, l)
+			ports.next, ports.end = first+1, first+portBlock
+			return nil
+		}
+	}
+	return fmt.Errorf("other programs have all ports from %d to %d: stop some", firstPort, lastPort)
 }

@@ -429,11 +429,35 @@ func TestFreePorts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if os.Getenv("PRINT_FREE_PORTS") != "" {
+			fmt.Println(strings.Trim(fmt.Sprint(ports), "[]"))
+		}
 		for _, p := range ports {
 			if seen[p] {
 				t.Fatalf("%d twice", p)
 			}
 			seen[p] = true
 		}
+	}
+	if os.Getenv("PRINT_FREE_PORTS") != "" {
+		return
+	}
+	// Another program gets none of them, though nobody listens on them.
+	other := exec.Command(os.Args[0], "-test.run=^TestFreePorts$", "-test.count=40")
+	other.Env = append(os.Environ(), "PRINT_FREE_PORTS=1")
+	out, err := other.Output()
+	if err != nil {
+		t.Fatal(err, string(out))
+	}
+	n := 0
+	for word := range strings.FieldsSeq(string(out)) {
+		if p, err := strconv.Atoi(word); err == nil {
+			if n++; seen[p] {
+				t.Fatalf("%d is given to another program too", p)
+			}
+		}
+	}
+	if n != 40*200 {
+		t.Errorf("%d ports of another program", n)
 	}
 }
