@@ -73,8 +73,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		kgo.AutoCommitInterval(time.Second),
 		kgo.BlockRebalanceOnPoll(),
 		kgo.FetchMaxBytes(16 << 20),
-		// A broker that is frozen says nothing, and is found out after these two times.
-		kgo.FetchMaxWait(time.Second),
+		// A broker that is frozen says nothing, and is found out after this time and that of a fetch.
 		kgo.RequestTimeoutOverhead(3 * time.Second),
 		// A broker that came back, or a new topic, is found at once, not after 5 s.
 		kgo.MetadataMinAge(250 * time.Millisecond),

@@ -159,29 +159,54 @@ func (r *run) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// A fault of the schedule that has to wait until another one is over lets up to lookAhead later
+// ones pass, for at most maxWait.
+const (
+	lookAhead = 4
+	maxWait   = 15 * time.Second
+)
+
 // shoot injects faults until the time is over, and waits for the last ones.
 func (r *run) shoot(ctx context.Context, next func() fault) {
-	end := time.Now().Add(r.cfg.Duration)
+	open, cancel := context.WithTimeout(ctx, r.cfg.Duration)
+	defer cancel()
+	type planned struct {
+		fault
+		overlap bool
+	}
 	dice := rand.New(rand.NewPCG(r.cfg.Seed, 2))
+	var waiting []planned
+	since := time.Now() // the first of them waits
 	var running sync.WaitGroup
 	defer running.Wait()
-	for ctx.Err() == nil && time.Now().Before(end) {
-		f := next()
-		overlap := dice.IntN(100) < r.cfg.Overlap
+	for open.Err() == nil {
+		ahead := lookAhead
+		if len(r.cfg.Only) > 0 { // in this order
+			ahead = 0
+		}
+		for len(waiting) <= ahead {
+			waiting = append(waiting, planned{next(), dice.IntN(100) < r.cfg.Overlap})
+		}
+		candidates := waiting
+		if time.Since(since) > maxWait {
+			candidates = waiting[:1]
+		}
 		var e *Event
-		for e == nil {
-			if e = r.begun(f, overlap); e == nil {
-				pause(ctx, 50*time.Millisecond)
-			}
-			if ctx.Err() != nil || !time.Now().Before(end) {
-				break
-			}
+		i := slices.IndexFunc(candidates, func(p planned) bool {
+			e = r.begun(p.fault, p.overlap)
+			return e != nil
+		})
+		if i < 0 {
+			pause(open, 50*time.Millisecond)
+			continue
 		}
-		if e == nil {
-			return
+		if i == 0 {
+			since = time.Now()
 		}
+		f := waiting[i].fault
+		waiting = slices.Delete(waiting, i, i+1)
 		running.Go(func() { r.inject(ctx, f, e) })
-		pause(ctx, r.cfg.Gap)
+		pause(open, r.cfg.Gap)
 	}
 }
 
