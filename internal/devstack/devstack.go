@@ -202,9 +202,11 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 			if err != nil {
 				return err
 			}
+			begin := logSize(s.LogFile(name))
 			err = s.Start(ctx, p)
-			for end := time.Now().Add(15 * time.Second); err != nil && name == Postgres && stillEnding(err) && time.Now().Before(end); {
+			for end := time.Now().Add(15 * time.Second); err != nil && name == Postgres && stillEnding(s.LogFile(name), begin) && time.Now().Before(end); {
 				time.Sleep(200 * time.Millisecond)
+				begin = logSize(s.LogFile(name))
 				err = s.Start(ctx, p)
 			}
 			return err

@@ -99,11 +99,24 @@ func (s *Stack) initdb(ctx context.Context, kit Kit, data string, u *user) error
 	return os.Symlink(data, inside)
 }
 
-// stillEnding tells whether PostgreSQL refuses to start because of processes of a server
-// that was killed: they end soon, but not at once.
-func stillEnding(err error) bool {
-	text := err.Error()
-	return strings.Contains(text, `"postmaster.pid" already exists`) || strings.Contains(text, "pre-existing shared memory block")
+// stillEnding tells whether PostgreSQL has written to its log, since it had so many bytes, that it does
+// not start because of processes of a server that was killed: they end soon, but not at once. What they
+// write while they end may stand after it.
+func stillEnding(log string, since int64) bool {
+	text, err := os.ReadFile(log)
+	if err != nil || int64(len(text)) < since {
+		return false
+	}
+	text = text[since:]
+	return bytes.Contains(text, []byte(`"postmaster.pid" already exists`)) || bytes.Contains(text, []byte("pre-existing shared memory block"))
+}
+
+func logSize(file string) int64 {
+	info, err := os.Stat(file)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
 }
 
 // jvm is the start of a Java command line. The folder in it marks the process as ours.
