@@ -177,23 +177,6 @@ func TestLife(t *testing.T) {
 			}
 		}
 	})
-	t.Run("PostgreSQL starts while many sessions of the killed one end", func(t *testing.T) {
-		for range 3 {
-			for range 80 {
-				conn, err := pgx.Connect(ctx, s.PostgresURL("postgres"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer conn.Close(context.Background())
-			}
-			if err := s.Signal(devstack.Postgres, syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-			if err := s.Up(ctx); err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
 	t.Run("data outlives a stop", func(t *testing.T) {
 		if err := s.Down(ctx, false); err != nil {
 			t.Fatal(err)
