@@ -7,13 +7,14 @@ import (
 	"os"
 	"time"
 
+	"outboxsaga/internal/clockshift"
 	"outboxsaga/internal/system"
 )
 
 // clockFaults: the wall clock of a service jumps, ahead and back.
 func (w *world) clockFaults() ([]kind, error) {
 	// Whether it can be done here is tried on a process of this kind: this one.
-	if err := shiftClock(os.Getpid(), 0); err != nil {
+	if err := clockshift.Shift(os.Getpid(), 0); err != nil {
 		return nil, err
 	}
 	services := system.Services()
@@ -46,7 +47,7 @@ func (f clockJump) shift(by time.Duration) error {
 		return fmt.Errorf("%s does not run", f.process)
 	}
 	f.world.jumped(time.Now().Add(by))
-	return shiftClock(pid, by)
+	return clockshift.Shift(pid, by)
 }
 
 // jumped notes to what time a clock was moved, ahead that of others.

@@ -1,4 +1,4 @@
-package chaos
+package clockshift
 
 import (
 	"bytes"
@@ -37,9 +37,9 @@ var shiftedClock = []byte{
 
 const shiftedOffset = 13
 
-// shiftClock lets a process see the time of day by that much ahead; 0 restores its clock. For
+// Shift lets a process see the time of day by that much ahead; 0 restores its clock. For
 // this process it is only checked whether that would work.
-func shiftClock(pid int, by time.Duration) error {
+func Shift(pid int, by time.Duration) error {
 	begin, end, err := vdso(pid)
 	if err != nil {
 		return err
