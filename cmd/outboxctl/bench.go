@@ -80,6 +80,9 @@ the commit that settled the order (final), by PostgreSQL's own clock.`,
 	f.StringSliceVar(&o.Systems, "systems", o.Systems, "what the part latency measures: "+strings.Join(systemNames(), ", "))
 	f.IntSliceVar(&o.SeededOrders, "seeded", o.SeededOrders, "orders already there in the part growth, ascending")
 	f.DurationVar(&o.Down, "down", o.Down, "how long the worker is away in the part catch-up")
+	f.IntVar(&o.Soak.Orders, "soak-orders", o.Soak.Orders, "orders of the part soak")
+	f.IntVar(&o.Soak.Rate, "soak-rate", o.Soak.Rate, "orders/s of the part soak")
+	f.IntVar(&o.Soak.Days, "soak-days", o.Soak.Days, "days of the part soak")
 	f.StringVar(&out, "out", "", "folder for results.json, results.md and plots")
 	f.StringVar(&bin, "bin", "", "folder of the services' binaries and of outboxctl (required)")
 	_ = c.MarkFlagRequired("bin") // the flag exists
@@ -134,6 +137,8 @@ func validateBench(o campaign.Options) error {
 		return fmt.Errorf("--customers and --items must be 1 or more, --lines 1 to 100")
 	case s.Zipf != 0 && s.Zipf <= 1, s.Refused < 0, s.Refused > 100:
 		return fmt.Errorf("--zipf must be over 1, --refused 0 to 100")
+	case o.Soak.Rate < 1 || o.Soak.Days < bench.SoakDays || o.Soak.Days > 300 || o.Soak.Orders < o.Soak.Rate*o.Soak.Days:
+		return fmt.Errorf("--soak-rate must be 1 or more, --soak-days %d to 300, --soak-orders at least a second's for each day", bench.SoakDays)
 	case !slices.IsSorted(o.SeededOrders) || slices.ContainsFunc(o.SeededOrders, func(n int) bool { return n < 0 }):
 		return fmt.Errorf("--seeded must ascend, from 0 or more")
 	}

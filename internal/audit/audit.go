@@ -70,6 +70,11 @@ type Violation struct {
 	IDs    []string `json:"ids,omitempty"` // of events, orders, items or customers; the first ones
 }
 
+// String is the violation in one line.
+func (v Violation) String() string {
+	return fmt.Sprintf("%s: %d: %s %v", v.Rule, v.Count, v.Detail, v.IDs)
+}
+
 // Report is the result of an audit.
 type Report struct {
 	At       time.Time     `json:"at"`

@@ -32,6 +32,7 @@ func (r Report) Markdown() string {
 	for _, part := range r.parts() {
 		r.writePart(&b, part)
 	}
+	r.writeSoak(&b)
 	if len(r.CatchUps) > 0 {
 		b.WriteString("\n### Catching up\n\n| system | down s | orders/s meanwhile | events waiting | start s | caught up after s | events/s while catching up |\n|---|---|---|---|---|---|---|\n")
 		for _, c := range r.CatchUps {

@@ -29,6 +29,7 @@ type Report struct {
 	Searches map[string][]int `json:"searches,omitempty"`
 	Ceilings []Ceiling        `json:"ceilings,omitempty"`
 	CatchUps []CatchUp        `json:"catch_ups,omitempty"`
+	Soak     []SoakDay        `json:"soak,omitempty"`
 	Ratios   []Ratio          `json:"ratios,omitempty"`
 	Notes    []string         `json:"notes,omitempty"`
 }

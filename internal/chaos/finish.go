@@ -25,7 +25,7 @@ func (r *run) sample(ctx context.Context) {
 		}
 		r.mu.Unlock()
 		for _, v := range found {
-			if text := describe(v); !said[text] {
+			if text := v.String(); !said[text] {
 				said[text] = true
 				r.violate("under load: %s", text)
 			}
@@ -35,10 +35,6 @@ func (r *run) sample(ctx context.Context) {
 		case <-next:
 		}
 	}
-}
-
-func describe(v audit.Violation) string {
-	return fmt.Sprintf("%s: %d: %s %v", v.Rule, v.Count, v.Detail, v.IDs)
 }
 
 // audited are the databases, read past all proxies.
@@ -66,7 +62,7 @@ func (r *run) audit(ctx context.Context) {
 				r.violate("the audit cannot be made: %v", err)
 			}
 			for _, v := range found.Violations {
-				r.violate("%s", describe(v))
+				r.violate("%s", v.String())
 			}
 			if found.Open > 0 || found.Attention > 0 {
 				r.violate("%d orders are open, %d need attention", found.Open, found.Attention)

@@ -23,6 +23,7 @@ type Options struct {
 	Step, Confirm, Most time.Duration
 	SeededOrders        []int         // of the part growth, ascending
 	Down                time.Duration // of the part catch-up
+	Soak                Soak
 	Shape               bench.Shape
 	Instances           int
 	Systems             []string // of the part latency
@@ -51,7 +52,7 @@ func Full() Options {
 	return Options{
 		Rates: []int{200, 500, 1000, 2000, 4000}, Duration: 30 * time.Second, Warmup: time.Minute, Idle: 30 * time.Second, Repeats: 3,
 		Maximum: true, From: 5000, Step: 10 * time.Second, Confirm: time.Minute,
-		SeededOrders: []int{0, 1_000_000, 5_000_000}, Down: time.Minute,
+		SeededOrders: []int{0, 1_000_000, 5_000_000}, Down: time.Minute, Soak: Soak{Orders: 1_000_000, Rate: 1000, Days: 10},
 		Shape: bench.Shape{Customers: 1000, Items: 1000}, Instances: 1,
 		Systems: []string{bench.CDC, bench.Poller},
 	}
@@ -89,6 +90,7 @@ func Parts() []Part {
 		{bench.PartGrowth, "the product with orders already there", (*Campaign).growth},
 		{"catch-up", "how fast events flow after the worker was down under load", (*Campaign).catchUp},
 		{"ceilings", "the pieces alone", (*Campaign).ceilings},
+		{bench.PartSoak, "a million orders over ten days with audits and retention, and whether anything grows", (*Campaign).soak},
 	}
 }
 
