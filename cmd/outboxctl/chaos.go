@@ -41,7 +41,7 @@ violated. The services are taken from --bin.`,
 	f.IntVar(&cfg.Instances, "replicas", 2, "instances of each service")
 	f.IntVar(&cfg.Brokers, "brokers", 3, "Kafka brokers")
 	f.IntVar(&cfg.Workers, "workers", 2, "Kafka Connect workers")
-	f.IntVar(&cfg.Overlap, "overlap", 75, "percent of the faults that may begin while an independent one lasts")
+	f.IntVar(&cfg.Overlap, "overlap", 75, "percent of the faults that may meet others; the rest have the system to themselves")
 	f.StringSliceVar(&cfg.Only, "only", nil, "kinds of faults, one after the other, in place of all by the seed")
 	_ = c.MarkFlagRequired("bin") // the flag exists
 	return c

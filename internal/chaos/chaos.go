@@ -37,7 +37,8 @@ type Config struct {
 	Fast bool
 	// Only names the kinds of faults to inject, in this order, over and over; empty: all, as Seed decides.
 	Only []string
-	// Overlap is the percentage of faults that may begin while another, independent one lasts.
+	// Overlap is the percentage of faults that may begin while another, independent one lasts. The others begin when
+	// everything works, and have the system to themselves until orders flow again.
 	Overlap int
 	// Gap is the shortest time between the beginnings of two faults.
 	Gap time.Duration
@@ -217,8 +218,11 @@ func (r *run) begun(f fault, overlap bool) *Event {
 	lasting := 0
 	for other := range r.active {
 		lasting += bit(!other.mending)
+		if !other.mending && !other.overlap {
+			return nil
+		}
 	}
-	if lasting > 1 || lasting == 1 && !overlap || len(r.active) > 3 {
+	if lasting > 1 || len(r.active) > 3 || !overlap && len(r.active) > 0 {
 		return nil
 	}
 	for _, other := range r.active {
@@ -228,7 +232,7 @@ func (r *run) begun(f fault, overlap bool) *Event {
 			}
 		}
 	}
-	e := &Event{At: time.Since(r.begin).Seconds(), Kind: f.description().kind, Name: f.description().name, Alone: true}
+	e := &Event{At: time.Since(r.begin).Seconds(), Kind: f.description().kind, Name: f.description().name, Alone: true, overlap: overlap}
 	for other := range r.active {
 		e.Alone = false
 		other.Alone = other.Alone && other.mending // its time is known already

@@ -42,6 +42,7 @@ type Event struct {
 	Error          string `json:",omitempty"`
 
 	mending bool // the flow is back, only redundancy is not
+	overlap bool // others may begin while it lasts
 }
 
 // Skipped is a kind of fault that cannot be injected here.
