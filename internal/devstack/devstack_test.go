@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -32,6 +33,17 @@ func TestMain(m *testing.M) {
 		if err == nil {
 			err = s.UpOnly(context.Background(), devstack.Postgres, devstack.Kafka)
 		}
+		fmt.Println(err)
+		select {}
+	}
+	if port := os.Getenv("DEVSTACK_TEST_PORT"); port != "" {
+		for range 200 { // threads, which take their time to end
+			go func() {
+				runtime.LockOSThread()
+				_ = syscall.Pause()
+			}()
+		}
+		_, err := net.Listen("tcp", "127.0.0.1:"+port)
 		fmt.Println(err)
 		select {}
 	}
@@ -332,6 +344,38 @@ func TestProcess(t *testing.T) {
 }
 
 // What can be wrong with a machine is said in one clear line, and nothing is left running.
+// Whoever starts a killed process again, or another one in its place, finds its port free.
+func TestKilledProcessFreesItsPort(t *testing.T) {
+	s := open(t, config(folder(t), nil))
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	free, err := devstack.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprintf("127.0.0.1:%d", free[0])
+	p := devstack.Process{
+		Name: "listener", Args: []string{self}, Env: []string{fmt.Sprint("DEVSTACK_TEST_PORT=", free[0])}, Port: free[0],
+		Ready: func(ctx context.Context) error {
+			conn, err := net.Dial("tcp", address)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		},
+	}
+	for range 30 {
+		if err := s.Start(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Signal(p.Name, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestRefusals(t *testing.T) {
 	java := func(t *testing.T, version string) string {
 		home := t.TempDir()

@@ -337,10 +337,11 @@ func birth(pid int) string {
 	if err != nil {
 		return ""
 	}
-	// proc_pid_stat(5): after the name in parentheses come the state, field 3, and as
-	// field 22 the start, in clock ticks since boot.
+	// proc_pid_stat(5): after the name in parentheses come the state, field 3, as field 20 the number of
+	// threads, and as field 22 the start, in clock ticks since boot. The first thread of a process that was
+	// killed is a zombie already while others still end, and until the last has, the port is taken.
 	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	if len(fields) < 20 || fields[0] == "Z" || fields[0] == "X" {
+	if len(fields) < 20 || fields[0] == "Z" && (fields[17] == "1" || fields[17] == "0") || fields[0] == "X" {
 		return ""
 	}
 	return fmt.Sprintf("%d %s %s", pid, bytes.TrimSpace(boot), fields[19])
