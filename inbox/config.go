@@ -50,8 +50,8 @@ type Config struct {
 	// FaultBackoff is the longest wait between two attempts while the database cannot
 	// work; it starts at 50 ms and doubles. Default 2 s.
 	FaultBackoff time.Duration
-	// Timeout bounds one transaction. Default 15 s. It must stay below the group's
-	// rebalance timeout (60 s): a rebalance waits for the transaction in hand.
+	// Timeout bounds one transaction. Default 15 s. A rebalance waits for the transaction in hand, up to 10 s; then
+	// the others of the group go on without this member, and wait for the transaction at the inbox.
 	Timeout time.Duration
 	// SessionTimeout is how long the broker waits for a heartbeat before the partitions
 	// of a dead instance go to another one: what they stand still when an instance is killed. Heartbeats

@@ -19,6 +19,11 @@ import (
 // commit of offsets and the farewell to the group when it ends.
 const startTimeout = 10 * time.Second
 
+// rebalanceTimeout is how long the group waits for a member that has to join anew, and the client for the answer, which a
+// broker that froze at that moment never gives. It is 60 s by default. A transaction in hand that takes
+// longer costs the membership, no event: whoever takes over waits for it at the inbox.
+const rebalanceTimeout = 10 * time.Second
+
 // windowAge is how old the consumer's knowledge of the inbox's partitions may be.
 const windowAge = time.Minute
 
@@ -69,6 +74,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
 		kgo.SessionTimeout(c.cfg.SessionTimeout),
 		kgo.HeartbeatInterval(c.cfg.SessionTimeout / 6),
+		kgo.RebalanceTimeout(rebalanceTimeout),
 		kgo.AutoCommitMarks(),
 		kgo.AutoCommitInterval(time.Second),
 		kgo.BlockRebalanceOnPoll(),
