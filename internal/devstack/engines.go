@@ -121,7 +121,7 @@ func logSize(file string) int64 {
 
 // jvm is the start of a Java command line. The folder in it marks the process as ours.
 func (s *Stack) jvm(kit Kit, java, name, heap string) []string {
-	args := []string{java, "-Dstack=" + s.cfg.Dir + "/" + name, heap,
+	args := []string{java, "-Dstack=" + s.cfg.Dir + "/" + name, heap, "-Djava.io.tmpdir=" + s.temp(name),
 		"-Dlog4j2.configurationFile=" + filepath.Join(s.cfg.Root, "debezium", "log4j2.properties"),
 		"-Djava.net.preferIPv4Stack=true", "-XX:+ExitOnOutOfMemoryError"}
 	if s.cfg.Fast {
@@ -131,6 +131,9 @@ func (s *Stack) jvm(kit Kit, java, name, heap string) []string {
 	}
 	return append(args, "-cp", kit.libs())
 }
+
+// temp is the folder for the temporary files of a JVM: its native libraries.
+func (s *Stack) temp(name string) string { return filepath.Join(s.cfg.Dir, "."+name+"-tmp") }
 
 // kafka formats the storage where it is new and says how to run the i-th broker.
 func (s *Stack) kafka(ctx context.Context, kit Kit, java string, i int) (Process, error) {
@@ -142,6 +145,7 @@ func (s *Stack) kafka(ctx context.Context, kit Kit, java string, i int) (Process
 		Name: name, Port: s.cfg.port(Kafka, i), PortVariable: PortVariable(portVariables[Kafka], i),
 		Args:  append(s.jvm(kit, java, name, "-Xmx384m"), "kafka.Kafka", conf),
 		Ready: func(ctx context.Context) error { return askKafka(ctx, listener, int32(i)) },
+		Temp:  s.temp(name),
 	}
 	if _, running := s.running(name); running {
 		return p, nil
@@ -240,6 +244,7 @@ func (s *Stack) connect(kit Kit, java string, i int) (Process, error) {
 	p := Process{
 		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),
 		Args: append(s.jvm(kit, java, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
+		Temp: s.temp(name),
 		Env:  []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
 		Ready: func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/connectors", nil)

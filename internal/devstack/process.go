@@ -35,6 +35,9 @@ type Process struct {
 	Ready func(ctx context.Context) error
 	// Timeout bounds the wait for Ready. Default 60 s.
 	Timeout time.Duration
+	// Temp is its folder for temporary files, if it has one: made anew at each start, because a killed process leaves
+	// them behind.
+	Temp string
 
 	user *user // nil: the user of this program
 }
@@ -60,6 +63,11 @@ func (s *Stack) Launch(p Process) error {
 	if p.Port != 0 {
 		if err := checkPort(p); err != nil {
 			return err
+		}
+	}
+	if p.Temp != "" {
+		if err := errors.Join(os.RemoveAll(p.Temp), os.Mkdir(p.Temp, 0o755)); err != nil {
+			return fmt.Errorf("folder for the temporary files of %s: %w", p.Name, err)
 		}
 	}
 	logFile := s.LogFile(p.Name)
@@ -206,7 +214,7 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 		return nil
 	}
 	ours := []string{s.postgresDir(), s.postgresDir() + ".new"}
-	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "kafka-[2-9]", "*.properties", ".*.birth", ".kafka*-unformatted", ".shape*", ".lock", "logs", "bin", ".demo"} {
+	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "kafka-[2-9]", "*.properties", ".*.birth", ".*-tmp", ".kafka*-unformatted", ".shape*", ".lock", "logs", "bin", ".demo"} {
 		found, err := filepath.Glob(filepath.Join(s.cfg.Dir, pattern))
 		if err != nil {
 			return err
