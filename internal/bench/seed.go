@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 )
@@ -115,10 +116,17 @@ func Seed(ctx context.Context, order, stock, payment *pgxpool.Pool, s Shape, n i
 				}
 				for from := 1; from <= n; from += seedChunk {
 					to := min(n, from+seedChunk-1)
-					for _, sql := range part.statements {
-						if _, err := conn.Exec(ctx, sql, from, to, first.UnixMilli(), last.UnixMilli(), n, s.Customers, s.Items); err != nil {
-							return fmt.Errorf("seed orders %d to %d: %w", from, to, err)
+					// At once: an order that the service saw before it is settled, it would cancel, for its time is over.
+					err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+						for _, sql := range part.statements {
+							if _, err := tx.Exec(ctx, sql, from, to, first.UnixMilli(), last.UnixMilli(), n, s.Customers, s.Items); err != nil {
+								return err
+							}
 						}
+						return nil
+					})
+					if err != nil {
+						return fmt.Errorf("seed orders %d to %d: %w", from, to, err)
 					}
 					if part.progress != nil {
 						part.progress(to)
