@@ -15,14 +15,21 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// startTimeout bounds the checks that Run makes before it consumes, and the last
-// commit of offsets and the farewell to the group when it ends.
+// startTimeout bounds the checks that Run makes before it consumes.
 const startTimeout = 10 * time.Second
 
 // rebalanceTimeout is how long the group waits for a member that has to join anew, and the client for the answer, which a
 // broker that froze at that moment never gives. It is 60 s by default. A transaction in hand that takes
 // longer costs the membership, no event: whoever takes over waits for it at the inbox.
 const rebalanceTimeout = 10 * time.Second
+
+// The client's own commits have no deadline: those that wait for a frozen coordinator, half a minute each, keep the member
+// from joining again. Ours are made every commitInterval, one at a time, each within commitTimeout.
+const (
+	commitInterval = time.Second
+	commitTimeout  = 3 * time.Second
+	noAutoCommit   = 1000 * time.Hour
+)
 
 // windowAge is how old the consumer's knowledge of the inbox's partitions may be.
 const windowAge = time.Minute
@@ -76,7 +83,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		kgo.HeartbeatInterval(c.cfg.SessionTimeout / 6),
 		kgo.RebalanceTimeout(rebalanceTimeout),
 		kgo.AutoCommitMarks(),
-		kgo.AutoCommitInterval(time.Second),
+		kgo.AutoCommitInterval(noAutoCommit), // see commit
 		kgo.BlockRebalanceOnPoll(),
 		kgo.FetchMaxBytes(16 << 20),
 		// A broker that is frozen says nothing, and is found out after this time and that of a fetch.
@@ -119,6 +126,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 		c.mu.Unlock()
 	}()
 
+	committing, stop := context.WithCancel(ctx)
+	defer stop()
+	go c.commitRegularly(committing, client)
 	for ctx.Err() == nil {
 		wake := c.work(ctx)
 		c.poll(ctx, wake)
@@ -126,12 +136,30 @@ func (c *Consumer) Run(ctx context.Context) error {
 			return c.refused
 		}
 	}
-	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
-	defer cancel()
-	if err := client.CommitMarkedOffsets(end); err != nil {
-		c.cfg.Logger.Warn("inbox: last offsets not committed; their records come again and are skipped", "error", err)
-	}
+	c.commit(context.WithoutCancel(ctx), client, "inbox: last offsets not committed; their records come again and are skipped")
 	return nil
+}
+
+// commitRegularly commits the offsets of what is handled until ctx is done.
+func (c *Consumer) commitRegularly(ctx context.Context, client *kgo.Client) {
+	for tick := time.NewTicker(commitInterval); ; {
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		case <-tick.C:
+			c.commit(ctx, client, "inbox: offsets not committed; trying again")
+		}
+	}
+}
+
+// commit commits the offsets of what is handled, or logs why it could not.
+func (c *Consumer) commit(ctx context.Context, client *kgo.Client, failed string) {
+	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
+	defer cancel()
+	if err := client.CommitMarkedOffsets(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		c.cfg.Logger.Warn(failed, "error", err)
+	}
 }
 
 func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
@@ -397,9 +425,7 @@ func (c *Consumer) revoked(ctx context.Context, client *kgo.Client, lost map[str
 	defer c.mu.Unlock()
 	c.queue.drop(lost)
 	c.logMove("inbox: partitions given up", lost)
-	if err := client.CommitMarkedOffsets(ctx); err != nil {
-		c.cfg.Logger.Warn("inbox: offsets not committed before a rebalance; their records come again and are skipped", "error", err)
-	}
+	c.commit(ctx, client, "inbox: offsets not committed before a rebalance; their records come again and are skipped")
 }
 
 func (c *Consumer) lost(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
