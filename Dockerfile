@@ -1,5 +1,5 @@
 # Builds the images of the services and of outboxctl: --build-arg PROGRAM=order-service (stock-service,
-# payment-service, outboxctl). One static binary, no shell, an ordinary user, nothing written.
+# payment-service) or --target program --build-arg PROGRAM=outboxctl. One static binary, no shell, an ordinary user, nothing written.
 # The first stage builds all of them and does not know PROGRAM, so that Docker builds it once for all
 # images; debezium/Dockerfile begins its stage with the same lines for that reason.
 FROM golang:1.26-bookworm AS build
@@ -9,7 +9,7 @@ RUN go mod download
 COPY . .
 RUN mkdir /out && CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags="-s -w -buildid=" -o /out/ ./cmd/outboxctl ./order-service ./stock-service ./payment-service
 
-FROM gcr.io/distroless/static-debian12:nonroot
+FROM gcr.io/distroless/static-debian12:nonroot AS program
 ARG PROGRAM
 COPY --from=build /out/${PROGRAM} /program
 COPY connectors /connectors
@@ -22,3 +22,7 @@ LABEL org.opencontainers.image.title="outbox-saga ${PROGRAM}" \
       org.opencontainers.image.source="${SOURCE}"
 USER 65532:65532
 ENTRYPOINT ["/program"]
+
+# The binary asks its own /readyz: the database answers, the consumer has its partitions, tomorrow's exist.
+FROM program
+HEALTHCHECK --interval=3s --timeout=4s --retries=2 --start-period=20s CMD ["/program", "healthcheck"]

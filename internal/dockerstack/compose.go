@@ -43,6 +43,7 @@ type Service struct {
 type Build struct {
 	Context    string            `yaml:"context"`
 	Dockerfile string            `yaml:"dockerfile"`
+	Target     string            `yaml:"target"`
 	Args       map[string]string `yaml:"args"`
 }
 
