@@ -168,19 +168,19 @@ func (s *Stack) Resolve(ctx context.Context) error {
 // Up starts PostgreSQL, Kafka and Kafka Connect, those of their processes that do not run, and
 // returns when all answer. On an error it stops what it has started.
 func (s *Stack) Up(ctx context.Context) error {
-	return s.UpOnly(ctx, slices.Concat([]string{Postgres}, s.BrokerNames(), s.WorkerNames())...)
+	err := s.UpOnly(ctx, slices.Concat([]string{Postgres}, s.BrokerNames(), s.WorkerNames())...)
+	if err != nil {
+		s.Abort()
+	}
+	return err
 }
 
-// UpOnly is [Stack.Up] for some processes. Connect needs Kafka, and a broker of several the most of them.
-func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
+// UpOnly starts some of them, and stops none on an error. Connect needs Kafka, and a broker of several the most of
+// them; they may come up at the same time.
+func (s *Stack) UpOnly(ctx context.Context, names ...string) error {
 	if s.cfg.Engines != nil {
 		return s.upElsewhere(ctx, names)
 	}
-	defer func() {
-		if err != nil {
-			s.Abort()
-		}
-	}()
 	kit, err := s.kit(ctx)
 	if err != nil {
 		return err
@@ -202,14 +202,7 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) (err error) {
 			if err != nil {
 				return err
 			}
-			begin := logSize(s.LogFile(name))
-			err = s.Start(ctx, p)
-			for end := time.Now().Add(15 * time.Second); err != nil && name == Postgres && stillEnding(s.LogFile(name), begin) && time.Now().Before(end); {
-				time.Sleep(200 * time.Millisecond)
-				begin = logSize(s.LogFile(name))
-				err = s.Start(ctx, p)
-			}
-			return err
+			return s.Start(ctx, p)
 		})
 	}
 	return all.Wait()

@@ -189,6 +189,32 @@ func TestLife(t *testing.T) {
 			}
 		}
 	})
+	t.Run("a worker waits for a broker that comes late", func(t *testing.T) {
+		for _, name := range []string{devstack.Kafka, devstack.Connect} {
+			if err := s.Signal(name, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+		}
+		started := make(chan error, 1)
+		go func() { started <- s.UpOnly(ctx, devstack.Connect) }()
+		log := s.LogFile(devstack.Connect)
+		for gaveUp := []byte("connect to and describe Kafka cluster"); ; time.Sleep(20 * time.Millisecond) {
+			if text, err := os.ReadFile(log); err == nil && bytes.Contains(text, gaveUp) {
+				break
+			}
+			select {
+			case err := <-started:
+				t.Fatalf("without a broker: %v", err)
+			default:
+			}
+		}
+		if err := s.UpOnly(ctx, devstack.Kafka); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-started; err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("data outlives a stop", func(t *testing.T) {
 		if err := s.Down(ctx, false); err != nil {
 			t.Fatal(err)

@@ -36,6 +36,7 @@ func (s *Stack) postgres(ctx context.Context, kit Kit) (Process, error) {
 			}
 			return conn.Close(ctx)
 		},
+		Again: stillEnding,
 	}
 	for _, setting := range s.cfg.PostgresSettings {
 		p.Args = append(p.Args, "-c", setting)
@@ -99,24 +100,16 @@ func (s *Stack) initdb(ctx context.Context, kit Kit, data string, u *user) error
 	return os.Symlink(data, inside)
 }
 
-// stillEnding tells whether PostgreSQL has written to its log, since it had so many bytes, that it does
-// not start because of processes of a server that was killed: they end soon, but not at once. What they
-// write while they end may stand after it.
-func stillEnding(log string, since int64) bool {
-	text, err := os.ReadFile(log)
-	if err != nil || int64(len(text)) < since {
-		return false
-	}
-	text = text[since:]
-	return bytes.Contains(text, []byte(`"postmaster.pid" already exists`)) || bytes.Contains(text, []byte("pre-existing shared memory block"))
+// stillEnding tells whether PostgreSQL has written to its log that it does not start because of processes of
+// a server that was killed: they end soon, but not at once. What they write while they end may stand after it.
+func stillEnding(log []byte) bool {
+	return bytes.Contains(log, []byte(`"postmaster.pid" already exists`)) || bytes.Contains(log, []byte("pre-existing shared memory block"))
 }
 
-func logSize(file string) int64 {
-	info, err := os.Stat(file)
-	if err != nil {
-		return 0
-	}
-	return info.Size()
+// noBroker tells whether a worker has written to its log that it ends because no broker answered while it
+// started, for no longer than its default.api.timeout.ms.
+func noBroker(log []byte) bool {
+	return bytes.Contains(log, []byte("connect to and describe Kafka cluster"))
 }
 
 // jvm is the start of a Java command line. The folder in it marks the process as ours.
@@ -244,8 +237,8 @@ func (s *Stack) connect(kit Kit, java string, i int) (Process, error) {
 	p := Process{
 		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),
 		Args: append(s.jvm(kit, java, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
-		Temp: s.temp(name),
-		Env:  []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
+		Temp: s.temp(name), Again: noBroker,
+		Env: []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
 		Ready: func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/connectors", nil)
 			if err != nil {

@@ -35,6 +35,9 @@ type Process struct {
 	Ready func(ctx context.Context) error
 	// Timeout bounds the wait for Ready. Default 60 s.
 	Timeout time.Duration
+	// Again tells by what the process has written to its log since its start whether it ended for a reason
+	// that passes by itself: it is started again, until Timeout. nil: never.
+	Again func(log []byte) bool
 	// Temp is its folder for temporary files, if it has one: made anew at each start, because a killed process leaves
 	// them behind.
 	Temp string
@@ -45,10 +48,29 @@ type Process struct {
 // Start starts p unless it runs, and returns when it is ready. If it is not ready in
 // time or ends, the error has the last lines of its log.
 func (s *Stack) Start(ctx context.Context, p Process) error {
-	if err := s.Launch(p); err != nil {
-		return err
+	p = p.withDefaults()
+	for end := time.Now().Add(p.Timeout); ; {
+		begin := logSize(s.LogFile(p.Name))
+		if err := s.Launch(p); err != nil {
+			return err
+		}
+		err := s.Await(ctx, p)
+		if err == nil || p.Again == nil || !p.Again(logSince(s.LogFile(p.Name), begin)) || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(200 * time.Millisecond):
+		}
 	}
-	return s.Await(ctx, p)
+}
+
+func (p Process) withDefaults() Process {
+	if p.Timeout == 0 {
+		p.Timeout = 60 * time.Second
+	}
+	return p
 }
 
 // Launch starts p unless it runs, and does not wait for it. Use it to start several
@@ -120,9 +142,7 @@ func (s *Stack) Await(ctx context.Context, p Process) error {
 	if p.Ready == nil {
 		return nil
 	}
-	if p.Timeout == 0 {
-		p.Timeout = 60 * time.Second
-	}
+	p = p.withDefaults()
 	begin := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, p.Timeout)
 	defer cancel()
@@ -361,6 +381,23 @@ func (s *Stack) birthFile(name string) string { return filepath.Join(s.cfg.Dir, 
 // LogFile is where a process writes.
 func (s *Stack) LogFile(name string) string {
 	return filepath.Join(s.cfg.Dir, "logs", name+".log")
+}
+
+func logSize(file string) int64 {
+	info, err := os.Stat(file)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// logSince is what a log has after its first bytes; nil if it has none.
+func logSince(file string, begin int64) []byte {
+	text, err := os.ReadFile(file)
+	if err != nil || int64(len(text)) < begin {
+		return nil
+	}
+	return text[begin:]
 }
 
 // tail is the end of a log, indented.
