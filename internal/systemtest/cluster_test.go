@@ -16,6 +16,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"outboxsaga/internal/devstack"
 	"outboxsaga/internal/stacktest"
 	"outboxsaga/internal/system"
@@ -51,23 +54,30 @@ func TestCluster(t *testing.T) {
 		var took []time.Duration
 		for i, s := range system.Services() {
 			name := devstack.Instance(s.Name, 1+i%2)
-			took = append(took, w.takeover(b, name))
+			took = append(took, w.takeover(b, name, syscall.SIGKILL))
 			w.Restart(name)
 		}
 		w.bar("service", took, 3*time.Second)
 	})
 	run("worker killed", func(w *world) {
-		took := w.takeover(b, devstack.Connect)
+		took := w.takeover(b, devstack.Connect, syscall.SIGKILL)
 		w.Restart(devstack.Connect)
 		w.bar("worker", []time.Duration{took}, 10*time.Second)
 	})
 	run("broker killed", func(w *world) {
 		var took []time.Duration
 		for _, name := range w.BrokerNames()[1:] {
-			took = append(took, w.takeover(b, name))
+			took = append(took, w.takeover(b, name, syscall.SIGKILL))
 			w.Restart(name)
 		}
 		w.bar("broker", took, 10*time.Second)
+	})
+	run("coordinator frozen", func(w *world) {
+		l := w.loadBy(50, b.order) // offsets to commit
+		defer l.stop()
+		name := w.coordinator("payment-service")
+		defer w.signal(name, syscall.SIGCONT)
+		w.takeover(b, name, syscall.SIGSTOP)
 	})
 	run("Kafka down", func(w *world) { w.kafkaDown(b) })
 	run("Postgres down", func(w *world) { w.postgresDown(b) })
@@ -192,17 +202,32 @@ func (w *world) allSettled(ids []string, begin time.Time, within time.Duration) 
 	}
 }
 
-// takeover kills a process and measures how long it takes until all orders are settled that are placed at that
+// takeover kills or stops a process and measures how long it takes until all orders are settled that are placed at that
 // moment: they spread over all partitions, so some wait for what the dead process had.
-func (w *world) takeover(b *balancer, name string) time.Duration {
+func (w *world) takeover(b *balancer, name string, signal syscall.Signal) time.Duration {
 	w.t.Helper()
 	w.steady(b)
 	customer, sku := w.customer(1000), w.item(1000)
 	begin := time.Now()
-	w.Kill(name)
+	w.signal(name, signal)
 	took := w.allSettled(w.placeBy(b, customer, sku, 48), begin, time.Minute)
-	w.t.Logf("%-18s killed: the others have taken over after %.1f s", name, took.Seconds())
+	w.t.Logf("%-18s %s: the others have taken over after %.1f s", name, signal, took.Seconds())
 	return took
+}
+
+// coordinator is the broker that coordinates a consumer group.
+func (w *world) coordinator(group string) string {
+	w.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(w.Brokers()...))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer client.Close()
+	found := kadm.NewClient(client).FindGroupCoordinators(w.t.Context(), group)[group]
+	if found.Err != nil {
+		w.t.Fatal(found.Err)
+	}
+	return devstack.Instance(devstack.Kafka, int(found.NodeID))
 }
 
 // steady returns once orders settle at once again.

@@ -29,63 +29,73 @@ func TestPoisonGoesAside(t *testing.T) {
 		events.TopicPaymentSuccess: events.TypePaymentSucceeded, events.TopicPaymentFailed: events.TypePaymentRefused, events.TopicPaymentCompensated: events.TypePaymentCompensated,
 		events.TopicStockSuccess: events.TypeStockSucceeded, events.TopicStockFailed: events.TypeStockRefused, events.TopicStockCompensated: events.TypeStockCompensated,
 		events.TopicPaymentDLT: events.TypePaymentDeadLettered, events.TopicStockDLT: events.TypeStockDeadLettered}
-	var records []*kgo.Record
-	for topic, eventType := range types {
-		n := 100
-		if topic == events.TopicStock {
-			n = 1000 * events.Partitions
-		}
-		for i := range n {
-			key := []byte(uuid.Must(uuid.NewV7()).String()) // all partitions, also the order's
-			r := &kgo.Record{Topic: topic, Key: key, Headers: []kgo.RecordHeader{id(), kind(eventType)}}
-			switch i % 9 {
-			case 0:
-				r.Headers = nil
-			case 1:
-				r.Value = []byte("\xff\x00 no JSON")
-			case 2:
-				r.Value = []byte(`{"order_id":17}`)
-			case 3:
-				r.Headers[1] = kind("no.such.type")
-				r.Value = []byte(`{}`)
-			case 4:
-				r.Value = []byte(`{"order_id":"another"}`)
-			case 5:
-				r.Headers[0].Value = []byte(uuid.NewString())
-			case 6:
-				r.Key, r.Value = nil, []byte(`[]`)
-			case 7:
-				r.Key, r.Value = []byte("\xff\x00"), []byte(`null`)
-			case 8: // fits, but is impossible: a negative amount, no items; no one's order
-				r.Value = fmt.Appendf(nil, `{"order_id":%q,"customer_id":%q,"amount":-5,"items":[]}`, key, customer)
+	burst := func() (records []*kgo.Record) {
+		for topic, eventType := range types {
+			n := 100
+			if topic == events.TopicStock {
+				n = 1000 * events.Partitions
 			}
-			records = append(records, r)
+			for i := range n {
+				key := []byte(uuid.Must(uuid.NewV7()).String()) // all partitions, also the order's
+				r := &kgo.Record{Topic: topic, Key: key, Headers: []kgo.RecordHeader{id(), kind(eventType)}}
+				switch i % 9 {
+				case 0:
+					r.Headers = nil
+				case 1:
+					r.Value = []byte("\xff\x00 no JSON")
+				case 2:
+					r.Value = []byte(`{"order_id":17}`)
+				case 3:
+					r.Headers[1] = kind("no.such.type")
+					r.Value = []byte(`{}`)
+				case 4:
+					r.Value = []byte(`{"order_id":"another"}`)
+				case 5:
+					r.Headers[0].Value = []byte(uuid.NewString())
+				case 6:
+					r.Key, r.Value = nil, []byte(`[]`)
+				case 7:
+					r.Key, r.Value = []byte("\xff\x00"), []byte(`null`)
+				case 8: // fits, but is impossible: a negative amount, no items; no one's order
+					r.Value = fmt.Appendf(nil, `{"order_id":%q,"customer_id":%q,"amount":-5,"items":[]}`, key, customer)
+				}
+				records = append(records, r)
+			}
+			records = append(records, &kgo.Record{Topic: topic, Key: []byte("large"), Value: []byte(strings.Repeat("x", 900_000)), Headers: []kgo.RecordHeader{id(), kind(eventType)}})
 		}
-		records = append(records, &kgo.Record{Topic: topic, Key: []byte("large"), Value: []byte(strings.Repeat("x", 900_000)), Headers: []kgo.RecordHeader{id(), kind(eventType)}})
+		return records
 	}
-	w.Produce(records...)
-	begin := time.Now()
-	o := w.settled(w.place(customer, sku, 1, 10).ID, 30*time.Second)
-	took := time.Since(begin)
-	t.Logf("an order behind %d poison records settled after %v", len(records), took.Round(time.Millisecond))
-	if o.Status != "SUCCESS" {
-		t.Errorf("%s", o)
-	}
-	if took > 5*time.Second && !stacktest.Race {
-		t.Errorf("an order behind poison took %v, more than 5 s", took)
-	}
-	deadline := time.Now().Add(30 * time.Second)
 	letters := func() (n int) {
 		for _, db := range []string{"orderdb", "stockdb", "paymentdb"} {
 			n += len(w.query(db, `SELECT 'x' FROM dead_letters WHERE topic <> ALL (ARRAY['x'])`))
 		}
 		return n
 	}
-	for letters() < len(records) && time.Now().Before(deadline) {
-		time.Sleep(100 * time.Millisecond)
-	}
-	if n := letters(); n < len(records) {
-		t.Errorf("%d dead letters of %d poison records", n, len(records))
+	// Twice: the first shows how fast the JVMs compile, the second how long an order waits.
+	for all, warm := 0, false; ; warm = true {
+		records := burst()
+		all += len(records)
+		w.Produce(records...)
+		begin := time.Now()
+		o := w.settled(w.place(customer, sku, 1, 10).ID, 30*time.Second)
+		took := time.Since(begin)
+		t.Logf("an order behind %d poison records settled after %v", len(records), took.Round(time.Millisecond))
+		if o.Status != "SUCCESS" {
+			t.Errorf("%s", o)
+		}
+		for end := time.Now().Add(30 * time.Second); letters() < all && time.Now().Before(end); {
+			time.Sleep(100 * time.Millisecond)
+		}
+		if n := letters(); n < all {
+			t.Errorf("%d dead letters of %d poison records", n, all)
+		}
+		if !warm {
+			continue
+		}
+		if took > 5*time.Second && !stacktest.Race {
+			t.Errorf("an order behind poison took %v, more than 5 s", took)
+		}
+		break
 	}
 
 	unknown := events.PaymentSuccess(uuid.Must(uuid.NewV7()).String(), 1)
@@ -97,9 +107,9 @@ func TestPoisonGoesAside(t *testing.T) {
 		u := uuid.Must(uuid.NewV7()).String()
 		w.Produce(&kgo.Record{Topic: ev.Topic, Key: []byte(u), Value: []byte(strings.ReplaceAll(string(ev.Payload), unknown.OrderID, u)), Headers: []kgo.RecordHeader{id(), kind(ev.Type)}})
 	}
-	begin = time.Now()
+	begin := time.Now()
 	w.settled(w.place(customer, sku, 1, 10).ID, 30*time.Second)
-	took = time.Since(begin)
+	took := time.Since(begin)
 	t.Logf("an order behind answers for unknown orders settled after %v", took.Round(time.Millisecond))
 	if took > 3*time.Second && !stacktest.Race {
 		t.Errorf("an order behind answers for unknown orders took %v, more than 3 s", took)
