@@ -25,8 +25,8 @@ func newBenchCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "bench", Short: "Measure the system and its rivals under load, on stacks of their own", Args: cobra.NoArgs,
 		Long: `Start stacks on free ports, one after the other, send orders at fixed rates, and print latency, CPU and WAL of each
-point; then search the highest rate that holds (p99 within 1 s, nothing lost, no growing backlog). Binaries are
-taken from --bin. Nothing else should run on the machine; what other programs use is shown with each point.
+point; then search the highest rate that holds (p99 within 1 s, nothing lost, no order failed, no growing backlog).
+Binaries are taken from --bin. Nothing else should run on the machine; what other programs use is shown with each point.
 
 --quick compares the product with the best polling relay in up to 8 minutes. --full measures everything, for hours; other
 flags change either. --only runs some parts: ` + aboutParts() + `.
@@ -67,9 +67,9 @@ the commit that settled the order (final), by PostgreSQL's own clock.`,
 	f.DurationVar(&o.Idle, "idle", o.Idle, "length of a point with 0 or 1 order/s; 0: none")
 	f.IntVar(&o.Repeats, "repeats", o.Repeats, "how often points are measured; tables show medians and ranges")
 	f.BoolVar(&o.Maximum, "max", o.Maximum, "search the highest rate that holds")
-	f.IntVar(&o.From, "max-from", o.From, "where that search begins")
+	f.IntVar(&o.From, "max-from", o.From, "where that search begins; 0: above the highest of the rates that held")
 	f.DurationVar(&o.Step, "max-step", o.Step, "length of a step of it")
-	f.DurationVar(&o.Most, "max-time", o.Most, "when its steps end at the latest; 0: no bound")
+	f.DurationVar(&o.Most, "max-time", o.Most, "when its steps end at the latest, and with half as much again its confirmations; 0: no bound")
 	f.DurationVar(&o.Confirm, "confirm", o.Confirm, "how long the rate that was found must hold")
 	f.IntVar(&o.Shape.Customers, "customers", o.Shape.Customers, "number of customers")
 	f.IntVar(&o.Shape.Items, "items", o.Shape.Items, "number of items; 1: every order wants the same")
@@ -131,8 +131,8 @@ func validateBench(o campaign.Options) error {
 	switch s := o.Shape; {
 	case o.Duration < time.Second || o.Confirm < time.Second || o.Step < time.Second:
 		return fmt.Errorf("--duration, --max-step and --confirm must be 1s or more")
-	case o.Repeats < 1 || o.Instances < 1 || o.From < 1:
-		return fmt.Errorf("--repeats, --replicas and --max-from must be 1 or more")
+	case o.Repeats < 1 || o.Instances < 1 || o.From < 0:
+		return fmt.Errorf("--repeats and --replicas must be 1 or more, --max-from 0 or more")
 	case s.Customers < 1 || s.Items < 1 || s.Lines < 1 || s.Lines > 100:
 		return fmt.Errorf("--customers and --items must be 1 or more, --lines 1 to 100")
 	case s.Zipf != 0 && s.Zipf <= 1, s.Refused < 0, s.Refused > 100:
@@ -150,12 +150,12 @@ func runBench(ctx context.Context, out, progress io.Writer, o campaign.Options, 
 	if err != nil {
 		return err
 	}
-	versions, err := campaign.Versions(root)
+	versions, err := campaign.Versions(ctx, root)
 	if err != nil {
 		return err
 	}
 	report := &bench.Report{
-		Machine: bench.Machine(), Versions: versions, Commit: commit(ctx, root), Max: map[string]int{},
+		Machine: bench.Machine(os.TempDir()), Versions: versions, Commit: commit(ctx, root), Max: map[string]int{},
 		Command: "scripts/bench.sh " + strings.Join(withoutBin(os.Args[2:]), " "),
 	}
 	c := &campaign.Campaign{

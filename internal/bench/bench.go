@@ -4,6 +4,10 @@
 // latency counts from the moment at which the order was meant to be sent. A slow
 // system therefore cannot slow its measurement down (coordinated omission).
 //
+// Orders come as strangers' do: a Poisson process, with exponential gaps. Even gaps would be in step with what works
+// in intervals: 200 orders/s are one every 5 ms, and a relay that polls every 5 ms would meet each of them at
+// the same point of its pause. A seed makes the moments the same for every system at the same rate and time.
+//
 // Two latencies are kept. "accept" ends when the client has read the answer to POST
 // /orders. "final" ends when PostgreSQL commits the transaction that settles the order:
 // SUCCESS, or FAILED with nothing left to compensate. That time is PostgreSQL's own
@@ -15,8 +19,9 @@
 // An order that is not settled when the wait after the load ends counts as infinitely slow
 // ([Infinite]), and so does one that was not accepted.
 //
-// CPU time is that of /proc, for the time of the load alone. What other programs on the machine have
-// used is shown as well: a point with much of it says little.
+// CPU time is that of each process's CPU clock, in nanoseconds, for the time of the load alone. What other programs on
+// the machine have used, and what its host gave to other machines (stolen), is shown as well: a point with much of
+// either says little.
 package bench
 
 import (
@@ -147,7 +152,8 @@ type Point struct {
 	Rejected   int     `json:"rejected"`   // not answered with 202
 	Unfinished int     `json:"unfinished"` // accepted, and not settled when the wait was over
 	Failed     int     `json:"failed"`     // settled as FAILED: refused, or timed out
-	Achieved   float64 `json:"achieved"`   // orders/s settled while the load ran
+	// Achieved is orders/s settled while the load ran: less than Rate by what was under way when it ended, too.
+	Achieved float64 `json:"achieved"`
 	// From the moment meant for sending to the final state.
 	P50 float64 `json:"p50_ms"`
 	P90 float64 `json:"p90_ms"`
@@ -166,6 +172,7 @@ type Point struct {
 	Cores       map[string]float64 `json:"cores"`                  // the same as processors in use
 	IdleCores   float64            `json:"idle_cores"`             // of the machine
 	OtherCores  float64            `json:"other_cores"`            // used by programs that are not measured
+	StolenCores float64            `json:"stolen_cores"`           // wanted by this machine, and given to others by its host
 	WALPerOrder float64            `json:"wal_bytes_per_order"`    // of the whole instance
 	Batch       map[string]float64 `json:"events_per_transaction"` // of each service's consumer
 	// Bytes that each process has had read from and written to disk, and its resident memory at the end.
@@ -175,7 +182,10 @@ type Point struct {
 }
 
 // Holds tells whether the system kept up: p99 within a second, nothing lost, no backlog
-// that grows.
+// that grows, and no order failed unless refusals were asked for.
+//
+// That the rate was achieved follows: of the orders that were meant a second before the end or earlier, all but some 1 %
+// were final at the end. What was under way then is not held against a system, as it is latency below the bar.
 func (p Point) Holds() bool {
-	return p.Unfinished == 0 && p.Rejected == 0 && p.P99 <= 1000 && !p.Growing && p.Achieved >= 0.97*float64(p.Rate)
+	return p.Unfinished == 0 && p.Rejected == 0 && p.P99 <= 1000 && !p.Growing && (p.Failed == 0 || p.Shape.Refused > 0)
 }

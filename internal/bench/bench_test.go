@@ -3,7 +3,7 @@ package bench
 import (
 	"encoding/json"
 	"math"
-	"os"
+	"slices"
 	"testing"
 	"time"
 )
@@ -71,47 +71,81 @@ func TestLostOrdersAreInfinitelySlow(t *testing.T) {
 }
 
 func TestAGrowingBacklogDoesNotHold(t *testing.T) {
-	const d = 10 * time.Second
-	p := point(steady(100, d, func(meant time.Duration) time.Duration { return meant / 12 }), 100, d) // 0.83 s at the end
-	if !p.Growing || p.P99 > 1000 || p.Holds() {
-		t.Errorf("%+v", p)
+	const minute = time.Minute
+	for _, c := range []struct {
+		name    string
+		d       time.Duration
+		latency func(meant time.Duration) time.Duration
+		holds   bool
+	}{
+		{"8 % too much", 10 * time.Second, func(meant time.Duration) time.Duration { return meant / 12 }, false}, // 0.83 s at the end
+		{"5 % too much, for a short time", 6 * time.Second, func(meant time.Duration) time.Duration { return meant / 20 }, false},
+		{"1 % too much", minute, func(meant time.Duration) time.Duration { return meant / 100 }, false},
+		{"one of six partitions falls behind", minute, func(meant time.Duration) time.Duration {
+			if meant/(10*time.Millisecond)%6 == 0 {
+				return meant / 70
+			}
+			return 20 * time.Millisecond
+		}, false},
+		{"slow, but steady", 10 * time.Second, func(time.Duration) time.Duration { return 900 * time.Millisecond }, true},
+		{"slow, but steady, for a short time", 6 * time.Second, func(time.Duration) time.Duration { return 300 * time.Millisecond }, true},
+		{"slow, but steady, for a minute", minute, func(time.Duration) time.Duration { return 900 * time.Millisecond }, true},
+		{"slower than a second", 10 * time.Second, func(time.Duration) time.Duration { return 1100 * time.Millisecond }, false},
+		{"slow at the start only", 10 * time.Second, func(meant time.Duration) time.Duration {
+			return max(900*time.Millisecond-meant/4, 20*time.Millisecond)
+		}, true},
+	} {
+		p := point(steady(100, c.d, c.latency), 100, c.d)
+		if p.Holds() != c.holds {
+			t.Errorf("%s: %+v", c.name, p)
+		}
+		if p.P99 <= 1000 && p.Growing == c.holds {
+			t.Errorf("%s: growing is %v", c.name, p.Growing)
+		}
 	}
-	p = point(steady(100, d, func(time.Duration) time.Duration { return 900 * time.Millisecond }), 100, d)
-	if p.Growing || p.Achieved > 97 || p.Holds() { // a tenth of the load was not settled when it ended
-		t.Errorf("%+v", p)
-	}
-	if p = point(steady(100, 60*time.Second, func(time.Duration) time.Duration { return 900 * time.Millisecond }), 100, 60*time.Second); !p.Holds() {
-		t.Errorf("slow, but steady: %+v", p)
-	}
-	if p = point(nil, 0, d); p.P50 != 0 || !p.Holds() {
+	if p := point(nil, 0, 10*time.Second); p.P50 != 0 || !p.Holds() {
 		t.Errorf("idle: %+v", p)
 	}
 }
 
-func TestSearch(t *testing.T) {
-	for _, c := range []struct{ limit, start, low, high int }{
-		{8000, 4000, 7600, 8000}, {8000, 8000, 7600, 8000}, {8000, 20_000, 7600, 8000}, {8000, 100, 7600, 8000},
-		{1, 4000, 0, 1}, {0, 4000, 0, 0},
-	} {
-		points := 0
-		got, err := Search(c.start, time.Second, time.Minute, 0, func(rate int, d time.Duration) (Point, error) {
-			points++
-			limit := c.limit
-			if d == time.Minute {
-				limit = limit * 97 / 100 // what holds for a second may not hold for a minute
-			}
-			p := Point{Rate: rate, Achieved: float64(rate)}
-			if rate > limit {
-				p.P99 = 1001
-			}
-			return p, nil
-		})
-		if err != nil || got < c.low*94/100 || got > c.high || points > 60 {
-			t.Errorf("from %d: found %d after %d points, want %d to %d: %v", c.start, got, points, c.low, c.high, err)
+func TestOrdersThatFailDoNotHold(t *testing.T) {
+	if p := (Point{Rate: 100, P99: 10, Failed: 1}); p.Holds() {
+		t.Errorf("%+v", p)
+	}
+	if p := (Point{Rate: 100, P99: 10, Failed: 1, Shape: Shape{Refused: 10}}); !p.Holds() {
+		t.Errorf("refusals were asked for: %+v", p)
+	}
+}
+
+// The gaps are those of a Poisson process, and no multiple of a poller's pause.
+func TestArrivals(t *testing.T) {
+	const n, d = 2000, 10 * time.Second // 200/s: evenly spaced, every 5 ms
+	all := arrivals(n, d)
+	if len(all) != n || !slices.IsSorted(all) || all[0] < 0 || all[n-1] >= d {
+		t.Fatal(len(all), all[0], all[n-1])
+	}
+	if !slices.Equal(all, arrivals(n, d)) {
+		t.Error("another system would get other arrivals")
+	}
+	var sum, squares float64
+	phases := [5]int{} // by the millisecond of the pause
+	for i, at := range all[1:] {
+		gap := (at - all[i]).Seconds()
+		sum, squares = sum+gap, squares+gap*gap
+		phases[at%(5*time.Millisecond)/time.Millisecond]++
+	}
+	mean := sum / (n - 1)
+	// The standard deviation of exponential gaps is their mean; that of even gaps is 0.
+	if deviation := math.Sqrt(squares/(n-1) - mean*mean); math.Abs(mean-0.005) > 0.0001 || math.Abs(deviation/mean-1) > 0.1 {
+		t.Errorf("gaps of %.5f ± %.5f s", mean, deviation)
+	}
+	for ms, orders := range phases {
+		if orders < n/5*8/10 || orders > n/5*12/10 {
+			t.Errorf("%d of %d orders come in millisecond %d of a pause", orders, n, ms)
 		}
 	}
-	if _, err := Search(10, 1, 1, 0, func(int, time.Duration) (Point, error) { return Point{}, os.ErrClosed }); err != os.ErrClosed {
-		t.Error(err)
+	if len(arrivals(0, d)) != 0 {
+		t.Error("orders without a rate")
 	}
 }
 

@@ -11,7 +11,8 @@ import (
 // of the latencies.
 func (r Report) Markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Commit %s; %v, %v CPUs, %v MiB", r.Commit, r.Machine["cpu"], r.Machine["cpus"], r.Machine["memory_mib"])
+	fmt.Fprintf(&b, "Commit %s; %v, %v CPUs, %v MiB; %v %v; stacks on %v; %v", r.Commit, r.Machine["cpu"], r.Machine["cpus"], r.Machine["memory_mib"],
+		r.Machine["os"], r.Machine["kernel"], r.Machine["filesystem"], r.Machine["go"])
 	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
 		fmt.Fprintf(&b, "; %s %s", name, r.Versions[name])
 	}
@@ -22,9 +23,9 @@ func (r Report) Markdown() string {
 	for _, note := range r.Notes {
 		fmt.Fprintf(&b, "\n> %s\n", note)
 	}
-	r.writeRatios(&b)
+	r.writeBars(&b)
 	if len(r.Max) > 0 {
-		b.WriteString("\n### Highest rate that holds (p99 ≤ 1 s, nothing lost, no growing backlog)\n\n| system | orders/s | all searches |\n|---|---|---|\n")
+		b.WriteString("\n### Highest rate that holds (p99 ≤ 1 s, nothing lost, no order failed, no growing backlog)\n\n| system | orders/s | all searches |\n|---|---|---|\n")
 		for _, system := range slices.Sorted(maps.Keys(r.Max)) {
 			fmt.Fprintf(&b, "| %s | **%d** | %s |\n", system, r.Max[system], strings.Trim(fmt.Sprint(r.Searches[system]), "[]"))
 		}
@@ -48,25 +49,42 @@ func (r Report) Markdown() string {
 	return b.String()
 }
 
-func (r Report) writeRatios(b *strings.Builder) {
-	ratios := r.ratios()
-	if len(ratios) == 0 {
-		return
+// writeBars writes what was measured beside what it should be.
+func (r Report) writeBars(b *strings.Builder) {
+	figures, ratios := r.figures(), r.ratios()
+	if len(figures)+len(ratios) > 0 {
+		b.WriteString("\n### Bars\n")
 	}
-	b.WriteString("\n### Ratios\n\n| | left | right | ratio | bar | |\n|---|---|---|---|---|---|\n")
-	for _, x := range ratios {
-		bar, verdict := "", ""
-		if x.Bar > 0 {
-			bar, verdict = fmt.Sprintf("≥ %g", x.Bar), "reached"
-			if x.Below {
-				bar = fmt.Sprintf("≤ %g", x.Bar)
-			}
-			if !x.OK() {
-				verdict = "**missed**"
-			}
+	if len(figures) > 0 {
+		if cpus := fmt.Sprint(r.Machine["cpus"]); cpus != fmt.Sprint(barCPUs) {
+			fmt.Fprintf(b, "\nThe bars of the first table are for %d processors; this machine has %s.\n", barCPUs, cpus)
 		}
-		fmt.Fprintf(b, "| %s | %.4g | %.4g | **%.2f** | %s | %s |\n", x.Name, x.Left, x.Right, x.Ratio, bar, verdict)
+		b.WriteString("\n| the product alone | measured | bar | |\n|---|---|---|---|\n")
+		for _, f := range figures {
+			fmt.Fprintf(b, "| %s | **%.4g** | %s |\n", f.Name, f.Measured, verdict(f.Bar, f.Below, f.OK()))
+		}
 	}
+	if len(ratios) > 0 {
+		b.WriteString("\n| compared | left | right | ratio | bar | |\n|---|---|---|---|---|---|\n")
+		for _, x := range ratios {
+			fmt.Fprintf(b, "| %s | %.4g | %.4g | **%.2f** | %s |\n", x.Name, x.Left, x.Right, x.Ratio, verdict(x.Bar, x.Below, x.OK()))
+		}
+	}
+}
+
+// verdict fills the two last columns: the bar, and whether it is met.
+func verdict(bar float64, below, ok bool) string {
+	sign, word := "≥", "met"
+	if below {
+		sign = "≤"
+	}
+	if !ok {
+		word = "**missed**"
+	}
+	if bar == 0 {
+		return "|"
+	}
+	return fmt.Sprintf("%s %g | %s", sign, bar, word)
 }
 
 // writePart writes a table of a part's points, and one of the processors in use where next to nothing was
@@ -82,8 +100,8 @@ func (r Report) writePart(b *strings.Builder, part string) {
 	}
 	if len(loaded) > 0 {
 		fmt.Fprintf(b, "\n### Part %s\n\n", part)
-		b.WriteString(`| system | case | orders/s | achieved | p50 ms | p99 ms | accept p50 ms | CPU µs/order: Postgres, walsenders, services, worker or relay, broker | WAL B/order | events/transaction: order, stock, payment | idle, other cores |
-|---|---|---|---|---|---|---|---|---|---|---|
+		b.WriteString(`| system | case | orders/s | achieved | p50 ms | p99 ms | accept p50 ms | CPU µs/order: Postgres, walsenders, services, worker or relay, broker, load generator | WAL B/order | events/transaction: order, stock, payment | MiB resident: order, stock, payment, load generator | idle, other, stolen cores |
+|---|---|---|---|---|---|---|---|---|---|---|---|
 `)
 	}
 	for _, g := range loaded {
@@ -92,15 +110,18 @@ func (r Report) writePart(b *strings.Builder, part string) {
 		if !slices.ContainsFunc(g.runs, Point.Holds) {
 			mark = " (does not hold)"
 		}
-		var cpu []string
-		for _, k := range kinds[:len(kinds)-1] {
+		var cpu, memory []string
+		for _, k := range kinds {
 			cpu = append(cpu, fmt.Sprintf("%.0f", g.cpu(k.processes...)))
 		}
-		fmt.Fprintf(b, "| %s | %s | %d%s | %.0f | %s | %s | %s | %s | %.0f | %.1f, %.1f, %.1f | %.1f, %.1f |\n", g.system, g.name, g.rate, mark,
+		for _, name := range append(slices.Clone(services), loadGenerator) {
+			memory = append(memory, fmt.Sprintf("%.0f", g.median(func(p Point) float64 { return p.most(name) })))
+		}
+		fmt.Fprintf(b, "| %s | %s | %d%s | %.0f | %s | %s | %s | %s | %.0f | %.1f, %.1f, %.1f | %s | %.1f, %.1f, %.1f |\n", g.system, g.name, g.rate, mark,
 			g.median(func(p Point) float64 { return p.Achieved }),
 			g.spread(p50), g.spread(p99), g.spread(func(p Point) float64 { return p.AcceptP50 }), strings.Join(cpu, ", "),
-			g.median(wal), batch("order"), batch("stock"), batch("payment"),
-			g.median(func(p Point) float64 { return p.IdleCores }), g.median(func(p Point) float64 { return p.OtherCores }))
+			g.median(wal), batch("order"), batch("stock"), batch("payment"), strings.Join(memory, ", "),
+			g.median(func(p Point) float64 { return p.IdleCores }), g.median(func(p Point) float64 { return p.OtherCores }), g.median(func(p Point) float64 { return p.StolenCores }))
 	}
 	if len(idle) > 0 {
 		fmt.Fprintf(b, "\nProcessors in use at next to no load, part %s:\n\n| system | case | orders/s | p50 ms | Postgres | walsenders | services | worker or relay | broker |\n|---|---|---|---|---|---|---|---|---|\n", part)

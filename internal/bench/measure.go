@@ -9,7 +9,6 @@ import (
 	"math"
 	"net/http"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -17,13 +16,14 @@ import (
 
 // sample is what the processes have used and the engines have done so far.
 type sample struct {
-	at         time.Time
-	cpu        map[string]time.Duration
-	disk       map[string]disk
-	memory     map[string]float64 // MiB
-	busy, idle time.Duration      // of all processors
-	wal        int64              // bytes
-	batch      map[string]batches
+	at     time.Time
+	cpu    map[string]time.Duration
+	disk   map[string]disk
+	memory map[string]float64 // MiB
+	// Of all processors.
+	busy, idle, stolen time.Duration
+	wal                int64 // bytes
+	batch              map[string]batches
 }
 
 // disk is what a process has had read and written, in bytes.
@@ -35,34 +35,38 @@ type batches struct{ transactions, events float64 }
 // loadGenerator is the name of this process.
 const loadGenerator = "load-generator"
 
-func measure(ctx context.Context, t Target) (sample, error) {
-	s := sample{cpu: map[string]time.Duration{}, disk: map[string]disk{}, memory: map[string]float64{}, batch: map[string]batches{}}
+// askEngines reads what services and PostgreSQL have counted.
+func (s *sample) askEngines(ctx context.Context, t Target) error {
+	s.batch = map[string]batches{}
 	for name, urls := range map[string][]string{"order": t.OrderURLs, "stock": t.StockURLs, "payment": t.PaymentURLs} {
 		var sum batches
 		for _, url := range urls {
 			b, err := readBatches(ctx, url)
 			if err != nil {
-				return s, err
+				return err
 			}
 			sum.transactions, sum.events = sum.transactions+b.transactions, sum.events+b.events
 		}
 		s.batch[name] = sum
 	}
-	if err := t.DB.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint`).Scan(&s.wal); err != nil {
-		return s, err
-	}
+	return t.DB.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint`).Scan(&s.wal)
+}
+
+// readProcesses reads what the kernel has counted.
+func (s *sample) readProcesses(t Target) {
+	s.cpu, s.disk, s.memory = map[string]time.Duration{}, map[string]disk{}, map[string]float64{}
 	s.at = time.Now()
 	for name, pid := range t.Processes {
 		if name == "postgres" {
 			s.postgres(pid)
 			continue
 		}
-		s.cpu[name] = processCPU(pid, false)
+		s.cpu[name] = processCPU(pid)
 		s.disk[name], s.memory[name] = processDisk(pid), resident(pid)
 	}
-	s.cpu[loadGenerator] = processCPU(os.Getpid(), false)
-	s.busy, s.idle = processors()
-	return s, nil
+	s.cpu[loadGenerator], s.memory[loadGenerator] = processCPU(os.Getpid()), resident(os.Getpid())
+	text, _ := os.ReadFile("/proc/stat")
+	s.busy, s.idle, s.stolen = processors(string(text))
 }
 
 // usage adds what happened between two samples, per order.
@@ -74,7 +78,7 @@ func (p *Point) usage(before, after sample) {
 	for name, used := range after.cpu {
 		used -= before.cpu[name]
 		p.CPU[name] = round(float64(used.Microseconds())/n, 10)
-		p.Cores[name] = round(used.Seconds()/seconds, 1000)
+		p.Cores[name] = round(used.Seconds()/seconds, 100_000)
 		p.OtherCores -= used.Seconds() / seconds
 	}
 	for name, d := range after.disk {
@@ -89,6 +93,7 @@ func (p *Point) usage(before, after sample) {
 	}
 	p.WALPerOrder = math.Round(float64(after.wal-before.wal) / n)
 	p.IdleCores = round((after.idle-before.idle).Seconds()/seconds, 100)
+	p.StolenCores = round((after.stolen-before.stolen).Seconds()/seconds, 100)
 	p.OtherCores = round(max(0, p.OtherCores), 100)
 }
 
@@ -97,21 +102,36 @@ func round(v, to float64) float64 { return math.Round(v*to) / to }
 // tick is the unit of /proc: USER_HZ is 100 on every Linux that Go runs on.
 const tick = 10 * time.Millisecond
 
-// processCPU is the user and system time of a process, with what its ended children
-// used if asked for.
-func processCPU(pid int, children bool) time.Duration {
+// processCPU is the user and system time of a process, with that of its threads that have ended.
+//
+// It is read from the process's CPU clock, which is exact to some nanoseconds. The utime and stime of /proc/PID/stat are the same
+// sum in ticks: an idle process uses less than one in a second, and each of PostgreSQL's many processes would be cut by up
+// to two. /proc/PID/task/*/schedstat is as fine as the clock, and forgets threads that have ended, as a JVM's do. So
+// the clock is right for idle and for busy processes; ticks are used where it cannot be read.
+func processCPU(pid int) time.Duration {
+	if pid <= 0 { // to the kernel the caller
+		return 0
+	}
+	if used, ok := cpuClock(pid); ok {
+		return used
+	}
+	return ticks(pid, 14, 15)
+}
+
+// endedChildrenCPU is what the children used that a process has waited for. Only ticks tell it: one sum a process,
+// wrong by two of them at most.
+func endedChildrenCPU(pid int) time.Duration { return ticks(pid, 16, 17) }
+
+// ticks sums fields of /proc/PID/stat, which are numbered as in proc_pid_stat(5).
+func ticks(pid int, fields ...int) time.Duration {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0
 	}
-	fields := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:]))
-	last := 13 // utime, stime are fields 14, 15 of the line, 11 and 12 after the name
-	if children {
-		last = 15
-	}
+	all := strings.Fields(string(text[bytes.LastIndexByte(text, ')')+1:])) // from field 3 on: the name before may hold anything
 	var sum int64
-	for _, f := range fields[11:last] {
-		v, _ := strconv.ParseInt(f, 10, 64)
+	for _, f := range fields {
+		v, _ := strconv.ParseInt(all[f-3], 10, 64)
 		sum += v
 	}
 	return time.Duration(sum) * tick
@@ -119,7 +139,7 @@ func processCPU(pid int, children bool) time.Duration {
 
 // postgres adds the postmaster and its children, walsenders apart.
 func (s *sample) postgres(postmaster int) {
-	s.cpu["postgres"], s.cpu["walsenders"] = processCPU(postmaster, true), 0
+	s.cpu["postgres"], s.cpu["walsenders"] = processCPU(postmaster)+endedChildrenCPU(postmaster), 0
 	all := processDisk(postmaster)
 	defer func() { s.disk["postgres"] = all }()
 	list, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", postmaster, postmaster))
@@ -135,9 +155,9 @@ func (s *sample) postgres(postmaster int) {
 		all.read, all.written = all.read+d.read, all.written+d.written
 		title, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if bytes.Contains(title, []byte("walsender")) {
-			s.cpu["walsenders"] += processCPU(pid, false)
+			s.cpu["walsenders"] += processCPU(pid)
 		} else {
-			s.cpu["postgres"] += processCPU(pid, false)
+			s.cpu["postgres"] += processCPU(pid)
 		}
 	}
 }
@@ -169,13 +189,10 @@ func resident(pid int) float64 {
 	return round(float64(pages)*float64(os.Getpagesize())/(1<<20), 10)
 }
 
-// processors is the busy and the idle time of all processors together.
-func processors() (busy, idle time.Duration) {
-	text, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, 0
-	}
-	line, _, _ := strings.Cut(string(text), "\n")
+// processors reads the times of all processors together from /proc/stat. Stolen is what they would have worked and could
+// not, because the machine's host had others run: it is neither busy nor idle.
+func processors(stat string) (busy, idle, stolen time.Duration) {
+	line, _, _ := strings.Cut(stat, "\n")
 	for i, field := range strings.Fields(line) {
 		v, _ := strconv.ParseInt(field, 10, 64)
 		switch i {
@@ -183,35 +200,11 @@ func processors() (busy, idle time.Duration) {
 			busy += time.Duration(v) * tick
 		case 4, 5: // idle, iowait
 			idle += time.Duration(v) * tick
+		case 8:
+			stolen = time.Duration(v) * tick
 		}
 	}
-	return busy, idle
-}
-
-// Machine describes where a measurement was made.
-func Machine() map[string]any {
-	return map[string]any{"cpus": runtime.NumCPU(), "os": runtime.GOOS, "arch": runtime.GOARCH, "go": runtime.Version(), "cpu": cpuModel(), "memory_mib": memory()}
-}
-
-// memory is the machine's, in MiB.
-func memory() int64 {
-	text, _ := os.ReadFile("/proc/meminfo")
-	fields := strings.Fields(string(text))
-	if len(fields) < 2 {
-		return 0
-	}
-	kib, _ := strconv.ParseInt(fields[1], 10, 64)
-	return kib / 1024
-}
-
-func cpuModel() string {
-	text, _ := os.ReadFile("/proc/cpuinfo")
-	for line := range strings.Lines(string(text)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			return strings.TrimSpace(value)
-		}
-	}
-	return ""
+	return busy, idle, stolen
 }
 
 // readBatches reads the counters of a service's inbox from its metrics.

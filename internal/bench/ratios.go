@@ -25,8 +25,63 @@ type Ratio struct {
 }
 
 // OK tells whether the ratio reaches its bar.
-func (r Ratio) OK() bool {
-	return r.Bar == 0 || r.Below && r.Ratio <= r.Bar || !r.Below && r.Ratio >= r.Bar
+func (r Ratio) OK() bool { return reaches(r.Ratio, r.Bar, r.Below) }
+
+// Figure is one of the product that has a bar of its own, as it was measured. Bars are for [barCPUs] processors that
+// everything shares.
+type Figure struct {
+	Name     string  `json:"name"`
+	Measured float64 `json:"measured"`
+	// Bar is what it should reach: at most if Below, else at least; 0: there is none.
+	Bar   float64 `json:"bar,omitempty"`
+	Below bool    `json:"below,omitempty"`
+}
+
+// OK tells whether the figure reaches its bar.
+func (f Figure) OK() bool { return reaches(f.Measured, f.Bar, f.Below) }
+
+func reaches(v, bar float64, below bool) bool {
+	return bar == 0 || below && v <= bar || !below && v >= bar
+}
+
+const barCPUs = 4
+
+// figures are those that the runs allow.
+func (r Report) figures() (all []Figure) {
+	for _, at := range []struct {
+		rate     int
+		p50, p99 float64 // ms
+	}{{200, 5, 25}, {500, 7, 0}, {2000, 20, 50}} {
+		if g := r.find(PartLatency, CDC, "", at.rate); g != nil {
+			all = append(all, Figure{fmt.Sprintf("p50 at %d orders/s (ms)", at.rate), g.median(p50), at.p50, true},
+				Figure{fmt.Sprintf("p99 at %d orders/s (ms)", at.rate), g.median(p99), at.p99, true})
+		}
+	}
+	if rate, searched := r.Max[CDC]; searched {
+		all = append(all, Figure{"highest rate that holds (orders/s)", float64(rate), 8000, false})
+	}
+	if g := r.find(PartLatency, CDC, "", 0); g != nil {
+		all = append(all, Figure{"worker CPU when idle (cores)", g.cores("connect"), 0.2, true})
+	}
+	for _, s := range services {
+		if most := r.mostMemory(s); most > 0 {
+			all = append(all, Figure{"resident memory of " + s + ", at most (MiB)", most, memoryBar, true})
+		}
+	}
+	return all
+}
+
+// mostMemory is the most of an instance of a service in the product's points at fixed rates and days of a soak.
+func (r Report) mostMemory(service string) (mib float64) {
+	for _, p := range r.Runs {
+		if p.System == CDC && p.Part == PartLatency {
+			mib = max(mib, p.most(service))
+		}
+	}
+	for _, d := range r.Soak {
+		mib = max(mib, d.Point.most(service))
+	}
+	return mib
 }
 
 // ratios are those that the runs allow.
@@ -44,8 +99,7 @@ func (r Report) ratios() (all []Ratio) {
 			continue
 		}
 		if g.rate == 0 {
-			// The ticks of /proc do not see less than this.
-			add("database CPU when idle (cores), cdc / poller", max(g.cores("postgres", "walsenders"), 0.0001), rival.cores("postgres", "walsenders"), 0.2, true)
+			add("database CPU when idle (cores), cdc / poller", g.cores("postgres", "walsenders"), rival.cores("postgres", "walsenders"), 0.2, true)
 			continue
 		}
 		if g.rate < 100 { // too few orders for anything per order

@@ -30,8 +30,11 @@ type Report struct {
 	Ceilings []Ceiling        `json:"ceilings,omitempty"`
 	CatchUps []CatchUp        `json:"catch_ups,omitempty"`
 	Soak     []SoakDay        `json:"soak,omitempty"`
-	Ratios   []Ratio          `json:"ratios,omitempty"`
-	Notes    []string         `json:"notes,omitempty"`
+	// SoakAudit is over everything, at the end of the soak.
+	SoakAudit *Audited `json:"soak_audit,omitempty"`
+	Figures   []Figure `json:"figures,omitempty"`
+	Ratios    []Ratio  `json:"ratios,omitempty"`
+	Notes     []string `json:"notes,omitempty"`
 }
 
 // Found adds the result of a search.
@@ -52,7 +55,7 @@ func (r Report) Write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	r.Ratios = r.ratios()
+	r.Figures, r.Ratios = r.figures(), r.ratios()
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
@@ -70,7 +73,7 @@ func (r Report) Write(dir string) error {
 }
 
 // Header and Row are a point for a terminal.
-const Header = "system            rate  achieved   p50 ms   p99 ms   max ms  accept p50/p99 ms  lost  idle, other cores  µs CPU/order  WAL B/order"
+const Header = "system            rate  achieved   p50 ms   p99 ms   max ms  accept p50/p99 ms  lost  idle, other, stolen cores  µs CPU/order  WAL B/order"
 
 // Row is a line below [Header].
 func (p Point) Row() string {
@@ -87,8 +90,8 @@ func (p Point) Row() string {
 	if !p.Holds() {
 		mark += "  does not hold"
 	}
-	return fmt.Sprintf("%-14s %7d  %8.0f  %7.1f  %7.1f  %7.0f  %8.1f / %6.1f  %4d  %8.2f, %8.2f  %12.0f  %11.0f%s",
-		p.System, p.Rate, p.Achieved, p.P50, p.P99, p.Max, p.AcceptP50, p.AcceptP99, p.Unfinished+p.Rejected, p.IdleCores, p.OtherCores, cpu, p.WALPerOrder, mark)
+	return fmt.Sprintf("%-14s %7d  %8.0f  %7.1f  %7.1f  %7.0f  %8.1f / %6.1f  %4d  %7.2f, %7.2f, %7.2f  %12.0f  %11.0f%s",
+		p.System, p.Rate, p.Achieved, p.P50, p.P99, p.Max, p.AcceptP50, p.AcceptP99, p.Unfinished+p.Rejected, p.IdleCores, p.OtherCores, p.StolenCores, cpu, p.WALPerOrder, mark)
 }
 
 // String is a line that shows how a point comes on.

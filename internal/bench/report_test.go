@@ -15,10 +15,11 @@ import (
 
 // report has three runs of the product and one of its rival, and something of every other kind.
 func report() Report {
-	r := Report{Machine: Machine(), Commit: "abc", Versions: map[string]string{"Kafka": "4"}}
+	r := Report{Machine: Machine("/"), Commit: "abc", Versions: map[string]string{"Kafka": "4"}}
 	for i, p50 := range []float64{5, 7, 6} {
 		r.Runs = append(r.Runs, Point{System: CDC, Part: PartLatency, Rate: 500, Sent: 5000, Seconds: 10, Achieved: 500, P50: p50, P99: 20, WALPerOrder: 4000,
-			CPU: map[string]float64{"order-service": 10, "order-service-2": 20, "stock-service": 1, "postgres": float64(100 + i), "kafka": 3}})
+			CPU:    map[string]float64{"order-service": 10, "order-service-2": 20, "stock-service": 1, "postgres": float64(100 + i), "kafka": 3, loadGenerator: 21},
+			Memory: map[string]float64{"order-service": 31, "order-service-2": 33, "stock-service": 25, "payment-service": float64(60 + i), loadGenerator: 90}, StolenCores: 0.3})
 	}
 	r.Runs = append(r.Runs,
 		Point{System: Poller, Part: PartLatency, Rate: 500, Achieved: 500, P50: 15, P99: 30, WALPerOrder: 5000, CPU: map[string]float64{"relay": 40, "postgres": 120}},
@@ -40,8 +41,11 @@ func report() Report {
 func TestMarkdown(t *testing.T) {
 	text := report().Markdown()
 	for _, want := range []string{
-		"| cdc |  | 500 | 500 | 6.0 (5.0–7.0) | 20.0 (20.0–20.0) |", "| 101, 0, 31, 0, 3 |", "| poller |  | 200 (does not hold) | 200 | 30.0 | 1500.0 |",
+		"| cdc |  | 500 | 500 | 6.0 (5.0–7.0) | 20.0 (20.0–20.0) |", "| 101, 0, 31, 0, 3, 21 |", "| 33, 25, 61, 90 | 0.0, 0.0, 0.3 |", "| poller |  | 200 (does not hold) | 200 | 30.0 | 1500.0 |",
 		"| cdc | **8000** | 7000 8100 8000 |", "| poller | **10000** | 10000 |", "| 0.0100 | 0.0020 | 0.0000 | 0.1600 | 0.0000 |", "| bare thing | 2 | 200 | 12345 |", "Kafka 4",
+		"| p50 at 500 orders/s (ms) | **6** | ≤ 7 | met |", "| p99 at 500 orders/s (ms) | **20** | | |", "| highest rate that holds (orders/s) | **8000** | ≥ 8000 | met |",
+		"| worker CPU when idle (cores) | **0.16** | ≤ 0.2 | met |", "| resident memory of order-service, at most (MiB) | **33** | ≤ 60 | met |",
+		"| resident memory of payment-service, at most (MiB) | **62** | ≤ 60 | **missed** |", "**0.80** | ≤ 0.65 | **missed** |", "**0.40** | ≤ 0.5 | met |",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
@@ -75,6 +79,41 @@ func TestRatios(t *testing.T) {
 	}
 	if n := len((Report{}).ratios()); n != 0 {
 		t.Errorf("%d ratios of nothing", n)
+	}
+}
+
+func TestBarsAreForFourProcessors(t *testing.T) {
+	for cpus, warned := range map[int]bool{2: true, 4: false} {
+		r := report()
+		r.Machine["cpus"] = cpus
+		if strings.Contains(r.Markdown(), fmt.Sprintf("this machine has %d", cpus)) != warned {
+			t.Error(cpus, r.Markdown())
+		}
+	}
+	if n := len((Report{}).figures()); n != 0 {
+		t.Errorf("%d figures of nothing", n)
+	}
+	if text := (Report{}).Markdown(); strings.Contains(text, "Bars") {
+		t.Error(text)
+	}
+}
+
+func TestFilesystem(t *testing.T) {
+	const mounts = `21 1 254:0 / / rw,relatime - ext4 /dev/vda rw
+22 21 0:5 / /dev rw,nosuid shared:2 - devtmpfs devtmpfs rw
+23 21 0:30 / /tmp rw shared:3 - tmpfs tmpfs rw,size=1g
+24 21 0:31 /a /srv/my\040data rw - xfs /dev/vdb rw
+25 23 0:32 / /tmp rw - btrfs /dev/vdc rw
+`
+	for dir, want := range map[string]string{
+		"/home/x": "ext4", "/": "ext4", "/tmp": "btrfs", "/tmp/x/y": "btrfs", "/tmpfiles": "ext4", "/srv/my data/x": "xfs",
+	} {
+		if got := filesystem(mounts, dir); got != want {
+			t.Errorf("%s: %q, want %q", dir, got, want)
+		}
+	}
+	if got := filesystem("", "/"); got != "" {
+		t.Error(got)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,8 @@ const (
 	workers = 512
 	// settleTime is how long orders may take to settle after the load.
 	settleTime = 20 * time.Second
+	// stuckTime is how long orders may be unsettled while none of them settles, until a drain gives up.
+	stuckTime = 2 * time.Minute
 )
 
 // Progress is told about once a second while the load runs, and while orders settle after it.
@@ -40,23 +43,24 @@ type order struct {
 
 // Run sends orders at a rate for a time and measures. progress may be nil.
 func Run(ctx context.Context, t Target, s Shape, rate int, duration time.Duration, progress func(Progress)) (Point, error) {
-	n := int(float64(rate) * duration.Seconds())
-	l := load{target: t, bodies: s.bodies(n), orders: make([]order, n), rate: rate, duration: duration, progress: progress}
-	before, err := measure(ctx, t)
-	if err != nil {
+	l := newLoad(t, s, rate, duration, progress)
+	// Asking the engines costs them something, which is kept out of what the processes use.
+	var before, after sample
+	if err := before.askEngines(ctx, t); err != nil {
 		return Point{}, err
 	}
+	before.readProcesses(t)
 	if err := l.send(ctx); err != nil {
 		return Point{}, err
 	}
-	after, err := measure(ctx, t)
-	if err != nil {
+	after.readProcesses(t)
+	if err := after.askEngines(ctx, t); err != nil {
 		return Point{}, err
 	}
 	if err := l.settle(ctx); err != nil {
 		return Point{}, err
 	}
-	p := Point{System: t.Name, Shape: s, Rate: rate, Seconds: duration.Seconds(), Sent: n}
+	p := Point{System: t.Name, Shape: s, Rate: rate, Seconds: duration.Seconds(), Sent: len(l.orders)}
 	p.latencies(l.orders, duration)
 	p.Failed = l.failed
 	p.usage(before, after)
@@ -65,8 +69,7 @@ func Run(ctx context.Context, t Target, s Shape, rate int, duration time.Duratio
 
 // Place sends orders at a rate for a time, and does not wait for them to settle. It returns how many were accepted.
 func Place(ctx context.Context, t Target, s Shape, rate int, duration time.Duration, progress func(Progress)) (accepted int, err error) {
-	n := int(float64(rate) * duration.Seconds())
-	l := load{target: t, bodies: s.bodies(n), orders: make([]order, n), rate: rate, duration: duration, progress: progress}
+	l := newLoad(t, s, rate, duration, progress)
 	err = l.send(ctx)
 	for _, o := range l.orders {
 		if o.ok {
@@ -88,6 +91,34 @@ type load struct {
 	start    time.Time
 	answered atomic.Int64
 	failed   int
+}
+
+func newLoad(t Target, s Shape, rate int, duration time.Duration, progress func(Progress)) *load {
+	n := int(float64(rate) * duration.Seconds())
+	l := &load{target: t, bodies: s.bodies(n), orders: make([]order, n), rate: rate, duration: duration, progress: progress}
+	for i, at := range arrivals(n, duration) {
+		l.orders[i].meant = at
+	}
+	return l
+}
+
+// arrivals are the moments of a Poisson process of which n fall into a time: exponential gaps, stretched so that they do.
+// They are the same for the same n and time.
+func arrivals(n int, duration time.Duration) []time.Duration {
+	random := rand.New(rand.NewSource(2))
+	gaps := make([]float64, n+1) // the last one reaches beyond the last order
+	sum := 0.0
+	for i := range gaps {
+		gaps[i] = random.ExpFloat64()
+		sum += gaps[i]
+	}
+	all := make([]time.Duration, n)
+	at := 0.0
+	for i := range all {
+		at += gaps[i]
+		all[i] = time.Duration(at / sum * float64(duration))
+	}
+	return all
 }
 
 func (l *load) tell(due int, settling bool) {
@@ -121,7 +152,6 @@ func (l *load) send(ctx context.Context) error {
 	defer close(queue)
 	second := 0
 	for i := range l.orders {
-		l.orders[i].meant = time.Duration(float64(i) / float64(l.rate) * float64(time.Second))
 		// Sleeping is coarse; what is due is sent at once, with its own intended time.
 		if err := l.until(ctx, l.orders[i].meant); err != nil {
 			return err
@@ -149,6 +179,12 @@ SELECT id FROM orders WHERE id >= $1
 AND (payment_status IN ('IN_PROGRESS', 'COMPENSATING') OR stock_status IN ('IN_PROGRESS', 'COMPENSATING'))
 ORDER BY id LIMIT 1`
 
+	countUnsettled = `
+SELECT count(*) FROM orders WHERE id >= $1
+AND (payment_status IN ('IN_PROGRESS', 'COMPENSATING') OR stock_status IN ('IN_PROGRESS', 'COMPENSATING'))`
+
+	countFailed = `SELECT count(*) FROM orders WHERE id >= $1 AND status = 'FAILED'`
+
 	// The row of a settled order was written by the transaction that settled it.
 	selectFinal = `
 SELECT id, status = 'FAILED', pg_xact_commit_timestamp(xmin) FROM orders WHERE id >= $1
@@ -167,7 +203,8 @@ func (l *load) settle(ctx context.Context) error {
 			}
 		}
 	}
-	if err := await(ctx, l.target, first, settleTime, func() { l.tell(len(l.orders), true) }); err != nil {
+	// What has not settled then is unfinished.
+	if _, err := await(ctx, l.target, first, settleTime, func() { l.tell(len(l.orders), true) }); err != nil {
 		return err
 	}
 	rows, err := l.target.DB.Query(ctx, selectFinal, [16]byte(first))
@@ -193,17 +230,17 @@ func (l *load) settle(ctx context.Context) error {
 	return nil
 }
 
-// await returns when all orders from an id on are settled, or the time is over. Looking
+// await returns when all orders from an id on are settled, or the time is over, and says which. Looking
 // costs little: it goes on where it has come to.
-func await(ctx context.Context, t Target, from uuid.UUID, most time.Duration, tell func()) error {
+func await(ctx context.Context, t Target, from uuid.UUID, most time.Duration, tell func()) (settled bool, err error) {
 	told := time.Now()
 	for deadline := time.Now().Add(most); time.Now().Before(deadline); {
 		err := t.DB.QueryRow(ctx, firstUnsettled, [16]byte(from)).Scan(&from)
 		if errors.Is(err, pgx.ErrNoRows) {
-			return nil
+			return true, nil
 		}
 		if err != nil {
-			return fmt.Errorf("look for orders that are not settled: %w", err)
+			return false, fmt.Errorf("look for orders that are not settled: %w", err)
 		}
 		if time.Since(told) > time.Second {
 			told = time.Now()
@@ -211,7 +248,50 @@ func await(ctx context.Context, t Target, from uuid.UUID, most time.Duration, te
 		}
 		pause(ctx, 50*time.Millisecond)
 	}
-	return ctx.Err()
+	return false, ctx.Err()
+}
+
+// Drain waits until no order since a time is unsettled: what a point that did not hold has left behind must not burden the
+// next one. It goes on while orders settle; an error says how many do not, when none has for two minutes.
+func Drain(ctx context.Context, t Target, since time.Time) error {
+	from := lowest(since)
+	return drain(func() (n int, err error) {
+		err = t.DB.QueryRow(ctx, countUnsettled, [16]byte(from)).Scan(&n)
+		return n, err
+	}, func() (settled bool, err error) { return await(ctx, t, from, stuckTime, func() {}) })
+}
+
+// drain counts before each wait and after it.
+func drain(count func() (int, error), wait func() (settled bool, err error)) error {
+	before, err := count()
+	for err == nil {
+		settled, failure := wait()
+		if failure != nil || settled {
+			return failure
+		}
+		var left int
+		if left, err = count(); err == nil && left >= before {
+			return fmt.Errorf("%d orders are unsettled, and none has settled for %s", left, stuckTime)
+		}
+		before = left
+	}
+	return fmt.Errorf("count unsettled orders: %w", err)
+}
+
+// Failed counts the orders since a time that have failed: were refused, were cancelled, or waited too long.
+func Failed(ctx context.Context, t Target, since time.Time) (n int, err error) {
+	if err = t.DB.QueryRow(ctx, countFailed, [16]byte(lowest(since))).Scan(&n); err != nil {
+		return 0, fmt.Errorf("count failed orders: %w", err)
+	}
+	return n, nil
+}
+
+// lowest is the lowest UUIDv7 of a time.
+func lowest(at time.Time) (id uuid.UUID) {
+	for i, ms := 0, at.UnixMilli(); i < 6; i++ {
+		id[i] = byte(ms >> (8 * (5 - i)))
+	}
+	return id
 }
 
 func pause(ctx context.Context, d time.Duration) {

@@ -1,64 +1,98 @@
 package bench
 
-import (
-	"context"
-	"time"
+import "time"
 
-	"github.com/google/uuid"
-)
+// Search is a search for the highest rate that holds.
+type Search struct {
+	// Held is a rate below Start that has held before; 0: there is none.
+	Held int
+	// Start is the first rate that is tried. 0: the next one above Held.
+	Start int
+	// Step and Confirm are how long a step and a confirmation last.
+	Step, Confirm time.Duration
+	// Most bounds the search from its beginning, whether anything holds or not: after it no step begins, and after
+	// one and a half times as much no confirmation but one of Held. 0: no bound.
+	Most time.Duration
+	// Run measures a point. It is called one at a time.
+	Run func(rate int, d time.Duration) (Point, error)
 
-// Search finds the highest rate that holds. It goes up from start by steps of a quarter
-// while short points hold, then halves the distance to the lowest rate that did not, to 5 %. What it
-// found must then hold for the time of confirm, else 5 % less is tried, up to five times. After most the steps end with
-// what was found so far; 0: no bound. run measures a point; it is called one at a time. The result is 0 if nothing holds.
-func Search(start int, short, confirm, most time.Duration, run func(rate int, d time.Duration) (Point, error)) (int, error) {
-	good, bad := 0, 0
-	begin := time.Now()
-	for rate := start; rate > 0; {
-		if most > 0 && good > 0 && time.Since(begin) > most {
-			break
-		}
-		p, err := run(rate, short)
+	now   func() time.Time // of tests; nil: time.Now
+	begin time.Time
+}
+
+// Find goes up by half while steps hold, down by half while none does, then halves the distance to the lowest rate that did
+// not, to 5 %. A step that does not hold is tried once more before it counts: one stall of the machine must
+// not bound the search for good. What was found must then hold for the time of Confirm, else less is tried until something
+// does: 5 % less twice, then 10, 20, 40, and half each time. The result is 0 if nothing was confirmed.
+func (s Search) Find() (int, error) {
+	if s.now == nil {
+		s.now = time.Now
+	}
+	s.begin = s.now()
+	good, bad, rate := s.Held, 0, s.Start
+	if rate == 0 {
+		rate = above(s.Held)
+	}
+	for rate > good && !s.over(s.Most) {
+		holds, err := s.step(rate)
 		if err != nil {
 			return 0, err
 		}
-		if p.Holds() {
+		if holds {
 			good = rate
 		} else {
 			bad = rate
 		}
 		switch {
 		case bad == 0:
-			rate = good * 5 / 4
+			rate = above(good)
 		case good == 0:
-			rate = bad * 3 / 4
+			rate = bad / 2
 		case bad-good <= good/20:
 			rate = 0
 		default:
 			rate = (good + bad) / 2
 		}
-		if rate == good {
+	}
+	return s.confirm(good)
+}
+
+func above(rate int) int { return rate + max(rate/2, 1) }
+
+func (s Search) over(d time.Duration) bool { return s.Most > 0 && s.now().Sub(s.begin) >= d }
+
+func (s Search) step(rate int) (holds bool, err error) {
+	p, err := s.Run(rate, s.Step)
+	if err == nil && !p.Holds() && !s.over(s.Most) {
+		p, err = s.Run(rate, s.Step)
+	}
+	return err == nil && p.Holds(), err
+}
+
+func (s Search) confirm(rate int) (int, error) {
+	less := 0.05
+	for tries := 1; rate > 0; tries++ {
+		last := s.over(s.Most * 3 / 2)
+		if last {
+			rate = min(rate, s.Held)
+		}
+		if rate == 0 {
 			break
 		}
-	}
-	for rate, tries := good, 6; rate > 0 && tries > 0; rate, tries = rate*19/20, tries-1 {
-		p, err := run(rate, confirm)
+		p, err := s.Run(rate, s.Confirm)
 		if err != nil {
 			return 0, err
 		}
 		if p.Holds() {
 			return rate, nil
 		}
+		if last {
+			break
+		}
+		if tries > 2 {
+			less = min(2*less, 0.5)
+		}
+		rate = int(float64(rate) * (1 - less))
 	}
 	return 0, nil
-}
-
-// Drain waits until no order since a time is unsettled, at most two minutes: what a point that did not
-// hold has left behind must not burden the next one.
-func Drain(ctx context.Context, t Target, since time.Time) error {
-	var from uuid.UUID // the lowest UUIDv7 of that time
-	for i, ms := 0, since.UnixMilli(); i < 6; i++ {
-		from[i] = byte(ms >> (8 * (5 - i)))
-	}
-	return await(ctx, t, from, 2*time.Minute, func() {})
 }

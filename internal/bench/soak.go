@@ -23,7 +23,11 @@ type SoakDay struct {
 	Partitions int              `json:"partitions"`
 	// SlotBytes is the log that the slot furthest behind retains.
 	SlotBytes int64 `json:"slot_bytes"`
-	// Orders and Events that the audit has read, and what it found.
+	Audited
+}
+
+// Audited is how many orders and events an audit has read, and what it found.
+type Audited struct {
 	Orders     int64    `json:"orders_audited"`
 	Events     int64    `json:"events_audited"`
 	Violations []string `json:"violations,omitempty"`
@@ -33,8 +37,8 @@ type SoakDay struct {
 const (
 	// SoakDays is the least number of days: after three, retention drops as much as comes.
 	SoakDays = 7
-	// soakMemory is the most resident memory of a service, in MiB.
-	soakMemory = 60
+	// memoryBar is the most resident memory of a service, in MiB.
+	memoryBar = 60
 	// soakGrowth is how much the last third of the days may exceed the second.
 	soakGrowth = 1.3
 )
@@ -44,34 +48,49 @@ var services = []string{"order-service", "stock-service", "payment-service"}
 
 // JudgeSoak returns what is wrong, in words; nothing is a pass. The rules:
 //
-//   - every order is accepted and settles, and no audit finds anything;
+//   - every order is accepted and settles, no audit finds anything, neither that of a day nor the one at the end over all
+//     that is there (whole; nil: there was none), and no audit has read fewer orders than it should have judged;
 //   - every service stays within 60 MiB at the end of every day, and the median of the last third of the days is at
 //     most 1.3 times that of the second third (the first is warm-up);
 //   - the median of p50 and of p99 of the last third is at most 1.3 times that of the second third;
 //   - so do the outboxes and inboxes after retention, which has dropped some of both on every later day.
 //
 // The tables of orders, payments and reservations grow, as nobody deletes them, and are not judged.
-func JudgeSoak(days []SoakDay) (wrong []string) {
+func JudgeSoak(days []SoakDay, whole *Audited) (wrong []string) {
 	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	if len(days) < SoakDays {
 		say("%d days are too few to see whether anything grows: %d or more", len(days), SoakDays)
 		return wrong
 	}
+	judge := func(when string, a Audited, placed int) {
+		for _, v := range a.Violations {
+			say("%s: audit: %s", when, v)
+		}
+		if a.Orders < int64(placed) {
+			say("%s: the audit has judged %d orders of %d", when, a.Orders, placed)
+		}
+	}
+	placed := 0
 	for i, d := range days {
 		if n := d.Point.Rejected + d.Point.Unfinished; n > 0 {
 			say("day %d: %d orders were not accepted or did not settle", d.Day, n)
 		}
-		for _, v := range d.Violations {
-			say("day %d: audit: %s", d.Day, v)
-		}
+		accepted := d.Point.Sent - d.Point.Rejected
+		placed += accepted
+		judge(fmt.Sprintf("day %d", d.Day), d.Audited, accepted)
 		for _, s := range services {
-			if m := d.Point.most(s); m > soakMemory {
-				say("day %d: %s has %.0f MiB resident, more than %d", d.Day, s, m, soakMemory)
+			if m := d.Point.most(s); m > memoryBar {
+				say("day %d: %s has %.0f MiB resident, more than %d", d.Day, s, m, memoryBar)
 			}
 		}
 		if i >= SoakDays/2 && d.Dropped < 2*len(services) {
 			say("day %d: retention has dropped %d partitions, not one of each outbox and inbox", d.Day, d.Dropped)
 		}
+	}
+	if whole == nil {
+		say("there was no audit over everything at the end")
+	} else {
+		judge("at the end", *whole, placed)
 	}
 	third := len(days) / 3
 	middle, last := days[third:2*third], days[len(days)-third:]
@@ -156,7 +175,10 @@ func (r Report) writeSoak(b *strings.Builder) {
 		fmt.Fprintf(b, " %s %.1f", table, mib(last.TableBytes[table]))
 	}
 	b.WriteString(".\n")
-	wrong := JudgeSoak(r.Soak)
+	if r.SoakAudit != nil {
+		fmt.Fprintf(b, "\nThe audit at the end, over all that was there: %d orders, %d events, %d found.\n", r.SoakAudit.Orders, r.SoakAudit.Events, len(r.SoakAudit.Violations))
+	}
+	wrong := JudgeSoak(r.Soak, r.SoakAudit)
 	if len(wrong) == 0 {
 		b.WriteString("\n**Nothing is wrong.**\n")
 	}

@@ -17,13 +17,15 @@ func goodSoak() []SoakDay {
 		if n > 1 {
 			d.Dropped = 6
 		}
+		d.Orders = 1000
 		days = append(days, d)
 	}
 	return days
 }
 
 func TestJudgeSoak(t *testing.T) {
-	if wrong := JudgeSoak(goodSoak()); len(wrong) > 0 {
+	whole := &Audited{Orders: 9100} // those of the warm-up too
+	if wrong := JudgeSoak(goodSoak(), whole); len(wrong) > 0 {
 		t.Fatal(wrong)
 	}
 	for _, c := range []struct {
@@ -47,18 +49,28 @@ func TestJudgeSoak(t *testing.T) {
 		{func(d []SoakDay) { d[6].Point.P50, d[7].Point.P50 = 20, 20 }, "p50 grew"},
 		{func(d []SoakDay) { d[7].EventBytes, d[8].EventBytes = 300<<20, 300<<20 }, "outboxes and inboxes grew from 200.0 to 300.0 MiB"},
 		{func(d []SoakDay) { d[5].Dropped = 5 }, "day 6: retention has dropped 5 partitions"},
+		{func(d []SoakDay) { d[8].Orders = 990 }, "day 9: the audit has judged 990 orders of 1000"},
 	} {
 		days := goodSoak()
 		c.spoil(days)
-		if wrong := JudgeSoak(days); len(wrong) == 0 || !strings.Contains(wrong[0], c.want) {
+		if wrong := JudgeSoak(days, whole); len(wrong) == 0 || !strings.Contains(wrong[0], c.want) {
 			t.Errorf("%q, want %q", wrong, c.want)
 		}
 	}
-	if wrong := JudgeSoak(goodSoak()[:6]); len(wrong) != 1 {
+	for want, last := range map[string]*Audited{
+		"there was no audit over everything at the end":        nil,
+		"at the end: the audit has judged 8999 orders of 9000": {Orders: 8999},
+		"at the end: audit: order-effect: 1":                   {Orders: 9000, Violations: []string{"order-effect: 1"}},
+	} {
+		if wrong := JudgeSoak(goodSoak(), last); len(wrong) != 1 || wrong[0] != want {
+			t.Errorf("%q, want %q", wrong, want)
+		}
+	}
+	if wrong := JudgeSoak(goodSoak()[:6], whole); len(wrong) != 1 {
 		t.Error(wrong)
 	}
-	report := Report{Soak: goodSoak()}.Markdown()
-	for _, want := range []string{"Soak: 9000 orders in 9 days", "orderdb.orders 8192.0", "Nothing is wrong"} {
+	report := Report{Soak: goodSoak(), SoakAudit: whole}.Markdown()
+	for _, want := range []string{"over all that was there: 9100 orders", "Soak: 9000 orders in 9 days", "orderdb.orders 8192.0", "Nothing is wrong"} {
 		if !strings.Contains(report, want) {
 			t.Error(fmt.Sprint(want, " is not in: ", report))
 		}

@@ -1,10 +1,8 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"math"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -80,6 +78,7 @@ func TestRunOnTheRealStack(t *testing.T) {
 
 func aPoint(t *testing.T, target Target, shape Shape) {
 	var told []Progress
+	begin := time.Now()
 	p, err := Run(t.Context(), target, shape, 50, 4*time.Second, func(p Progress) { told = append(told, p) })
 	if err != nil {
 		t.Fatal(err)
@@ -95,6 +94,9 @@ func aPoint(t *testing.T, target Target, shape Shape) {
 		if p.CPU[name] <= 0 || p.CPU[name] > 100_000 {
 			t.Errorf("CPU of %s: %v µs an order", name, p.CPU[name])
 		}
+	}
+	if failed, err := Failed(t.Context(), target, begin); err != nil || failed != p.Failed {
+		t.Errorf("%d orders failed, want %d: %v", failed, p.Failed, err)
 	}
 	if p.WALPerOrder < 1000 || p.WALPerOrder > 100_000 || p.Batch["order"] < 1 || p.Batch["stock"] < 1 || p.Batch["payment"] < 1 {
 		t.Errorf("WAL %v, batches %v", p.WALPerOrder, p.Batch)
@@ -144,22 +146,6 @@ func finalIsWhatAClientSees(t *testing.T, target Target, shape Shape) {
 	}
 	if len(all) != len(bodies) {
 		t.Error(len(all), "orders were seen")
-	}
-}
-
-func TestProcessTimes(t *testing.T) {
-	before := processCPU(os.Getpid(), false)
-	for sum, end := 0, time.Now().Add(300*time.Millisecond); time.Now().Before(end); {
-		sum += len(bytes.Repeat([]byte("x"), 1000))
-	}
-	if used := processCPU(os.Getpid(), false) - before; used < 50*time.Millisecond || used > 5*time.Second {
-		t.Error("300 ms of work are", used)
-	}
-	if busy, idle := processors(); busy <= 0 || idle <= 0 {
-		t.Error(busy, idle)
-	}
-	if processCPU(-1, false) != 0 {
-		t.Error("a process that is not there has used something")
 	}
 }
 

@@ -23,7 +23,7 @@ func (c *Campaign) growth(ctx context.Context) error {
 				return err
 			}
 			for range c.Repeats {
-				if err := s.pointsAndMaximum(ctx); err != nil {
+				if err := s.pointsAndMaximum(ctx, 500, 2000); err != nil {
 					return err
 				}
 			}
@@ -39,8 +39,11 @@ func (c *Campaign) growth(ctx context.Context) error {
 const (
 	// catchUpRate is the load while the worker is down, in orders/s.
 	catchUpRate = 2000
-	// eventsPerOrder: two commands, two answers.
+	// eventsPerOrder: two commands, two answers. Orders that fail have more.
 	eventsPerOrder = 4
+	// patience: by default orders time out and are compensated when the worker is away for a minute, which would be other and
+	// more events than those counted.
+	patience = "ORDER_TIMEOUT=1h"
 )
 
 // catchUp stops what moves the events while orders go on, and measures how fast all is settled when it is back.
@@ -51,7 +54,10 @@ func (c *Campaign) catchUp(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = c.with(ctx, sys, c.Shape, func(s *session) error {
+		sys.Env = append(sys.Env, patience)
+		shape := c.Shape
+		shape.Refused = 0
+		err = c.with(ctx, sys, shape, func(s *session) error {
 			if err := s.warmUp(ctx, 3000); err != nil {
 				return err
 			}
@@ -97,6 +103,13 @@ func (s *session) catchUp(ctx context.Context, sys System) error {
 		return err
 	}
 	seconds := time.Since(flowing).Seconds()
+	failed, err := bench.Failed(ctx, s.Target, from)
+	if err != nil {
+		return err
+	}
+	if failed > 0 {
+		return fmt.Errorf("%s: %d of %d orders failed: they had other events than those that are counted", s.Name, failed, placed)
+	}
 	got := bench.CatchUp{
 		System: s.Name, DownSeconds: math.Round(s.c.Down.Seconds()), Rate: catchUpRate, Waiting: placed * eventsPerOrder / 2,
 		StartSeconds: math.Round(flowing.Sub(back).Seconds()*10) / 10, Seconds: math.Round(seconds*10) / 10,

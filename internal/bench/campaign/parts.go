@@ -57,19 +57,13 @@ func (c *Campaign) latency(ctx context.Context) error {
 			}
 			err = c.with(ctx, sys, c.Shape, func(s *session) error {
 				s.part = bench.PartLatency
-				if err := s.warmUp(ctx, 3000); err != nil {
+				if err := s.warmUp(ctx, slices.Max(append([]int{200}, c.Rates...))); err != nil {
 					return err
 				}
 				if err := s.idle(ctx, c.idleRates()...); err != nil {
 					return err
 				}
-				if err := s.points(ctx, c.Rates...); err != nil {
-					return err
-				}
-				if !c.Maximum {
-					return nil
-				}
-				return s.maximum(ctx, c.From)
+				return s.pointsAndMaximum(ctx, c.Rates...)
 			})
 			if err != nil {
 				return err
@@ -88,8 +82,8 @@ func (c *Campaign) idleRates() []int {
 	return []int{0, 1}
 }
 
-// block measures a system in a part: idle, at some rates, and its maximum unless from is 0.
-func (c *Campaign) block(ctx context.Context, part, name string, top, from int, rates ...int) error {
+// block measures a system in a part: idle, at some rates, and its maximum if asked for.
+func (c *Campaign) block(ctx context.Context, part, name string, top int, maximum bool, rates ...int) error {
 	sys, err := find(name)
 	if err != nil {
 		return err
@@ -103,31 +97,33 @@ func (c *Campaign) block(ctx context.Context, part, name string, top, from int, 
 		if err := s.idle(ctx, c.idleRates()...); err != nil {
 			return err
 		}
+		held := 0
 		for range c.Repeats {
-			if err := s.points(ctx, rates...); err != nil {
+			var err error
+			if held, err = s.points(ctx, rates...); err != nil {
 				return err
 			}
 		}
-		if from == 0 || !c.Maximum {
+		if !maximum || !c.Maximum {
 			return nil
 		}
-		return s.maximum(ctx, from)
+		return s.maximum(ctx, rates, held)
 	})
 }
 
 func (c *Campaign) rivals(ctx context.Context) error {
 	for _, name := range []string{"poller-10ms", "poller-flag"} {
-		if err := c.block(ctx, "rivals", name, 3000, c.From, 200, 500, 2000); err != nil {
+		if err := c.block(ctx, "rivals", name, 3000, true, 200, 500, 2000); err != nil {
 			return err
 		}
 	}
 	// It never is below a second: there is no rate that holds. What it achieves shows what it can do.
-	return c.block(ctx, "rivals", naive, 20, 0, 20, 40, 80)
+	return c.block(ctx, "rivals", naive, 20, false, 20, 40, 80)
 }
 
 func (c *Campaign) intervals(ctx context.Context) error {
 	for _, ms := range intervals {
-		if err := c.block(ctx, "intervals", intervalName(ms), 3000, 0, 200, 500, 2000); err != nil {
+		if err := c.block(ctx, "intervals", intervalName(ms), 3000, false, 200, 500, 2000); err != nil {
 			return err
 		}
 	}
@@ -135,7 +131,7 @@ func (c *Campaign) intervals(ctx context.Context) error {
 }
 
 func (c *Campaign) single(ctx context.Context) error {
-	return c.block(ctx, bench.Single, bench.Single, 100, 100, 50, 100, 200)
+	return c.block(ctx, bench.Single, bench.Single, 100, true, 50, 100, 200)
 }
 
 // shapes measures the product under other loads, one after the other on the same stack, and with two instances.
@@ -171,7 +167,7 @@ func (c *Campaign) shapes(ctx context.Context) error {
 						return err
 					}
 				}
-				if err := s.pointsAndMaximum(ctx); err != nil {
+				if err := s.pointsAndMaximum(ctx, 500, 2000); err != nil {
 					return err
 				}
 			}
@@ -187,7 +183,7 @@ func (c *Campaign) shapes(ctx context.Context) error {
 			return err
 		}
 		for range c.Repeats {
-			if err := s.pointsAndMaximum(ctx); err != nil {
+			if err := s.pointsAndMaximum(ctx, 500, 2000); err != nil {
 				return err
 			}
 		}
@@ -195,10 +191,11 @@ func (c *Campaign) shapes(ctx context.Context) error {
 	})
 }
 
-// pointsAndMaximum is what a case of the product gets.
-func (s *session) pointsAndMaximum(ctx context.Context) error {
-	if err := s.points(ctx, 500, 2000); err != nil || !s.c.Maximum {
+// pointsAndMaximum measures some rates, and searches the highest one above them.
+func (s *session) pointsAndMaximum(ctx context.Context, rates ...int) error {
+	held, err := s.points(ctx, rates...)
+	if err != nil || !s.c.Maximum {
 		return err
 	}
-	return s.maximum(ctx, s.c.From)
+	return s.maximum(ctx, rates, held)
 }

@@ -28,6 +28,9 @@ type Soak struct {
 // day is what partitions hold.
 const day = 24 * time.Hour
 
+// auditGrace is how old what an audit judges must be.
+const auditGrace = 10 * time.Second
+
 // What stays after each day: two days of the outbox, and one more of the inbox.
 const outboxDays, inboxDays = 2, 3
 
@@ -76,7 +79,17 @@ func (c *Campaign) soak(ctx context.Context) error {
 			return err
 		}
 	}
-	if wrong := bench.JudgeSoak(c.Report.Soak); len(wrong) > 0 {
+	// Over all orders, and the events that retention has left.
+	whole, err := s.audit(ctx, 0)
+	if err != nil {
+		return err
+	}
+	c.say("audit over everything: %d orders, %d events, %d found", whole.Orders, whole.Events, len(whole.Violations))
+	c.Report.SoakAudit = &whole
+	if err := c.save(); err != nil {
+		return err
+	}
+	if wrong := bench.JudgeSoak(c.Report.Soak, c.Report.SoakAudit); len(wrong) > 0 {
 		return errors.New(strings.Join(wrong, "; "))
 	}
 	return nil
@@ -105,14 +118,12 @@ func (s *session) soakDay(ctx context.Context, n, left int) (found bench.SoakDay
 	if found.Point, err = s.run(ctx, o.Rate, duration); err != nil {
 		return found, err
 	}
-	databases := audit.Databases{Order: s.pools[0], Stock: s.pools[1], Payment: s.pools[2]}
-	report, err := audit.Once(ctx, databases, audit.Options{Since: time.Duration(left+1)*day + time.Hour})
-	if err != nil {
+	// Then all of the day is old enough to be judged.
+	if err := wait(ctx, auditGrace+time.Second); err != nil {
 		return found, err
 	}
-	found.Orders, found.Events = report.Checked["orders"], report.Checked["events"]
-	for _, v := range report.Violations {
-		found.Violations = append(found.Violations, v.String())
+	if found.Audited, err = s.audit(ctx, time.Duration(left+1)*day+time.Hour); err != nil {
+		return found, err
 	}
 	for _, pool := range s.pools {
 		dropped, err := dropDays(ctx, pool, left)
@@ -128,6 +139,20 @@ func (s *session) soakDay(ctx context.Context, n, left int) (found bench.SoakDay
 	}
 	err = s.DB.QueryRow(ctx, `SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)), 0)::bigint FROM pg_replication_slots`).Scan(&found.SlotBytes)
 	return found, err
+}
+
+// audit audits what is as old as since at most; 0: all that is there.
+func (s *session) audit(ctx context.Context, since time.Duration) (found bench.Audited, err error) {
+	databases := audit.Databases{Order: s.pools[0], Stock: s.pools[1], Payment: s.pools[2]}
+	report, err := audit.Once(ctx, databases, audit.Options{Since: since, Grace: auditGrace})
+	if err != nil {
+		return found, err
+	}
+	found.Orders, found.Events = report.Checked["orders"], report.Checked["events"]
+	for _, v := range report.Violations {
+		found.Violations = append(found.Violations, v.String())
+	}
+	return found, nil
 }
 
 // measureTables adds the sizes of a database's tables, those of partitions under the name of their table.
@@ -176,10 +201,8 @@ func dropDays(ctx context.Context, pool *pgxpool.Pool, left int) (dropped int, e
 			if time.Now().After(end) {
 				return dropped, fmt.Errorf("partition %s stays: %s", kept.Partition, kept.Detail)
 			}
-			select {
-			case <-ctx.Done():
-				return dropped, ctx.Err()
-			case <-time.After(time.Second):
+			if err := wait(ctx, time.Second); err != nil {
+				return dropped, err
 			}
 		}
 	}

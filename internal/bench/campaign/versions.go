@@ -1,14 +1,18 @@
 package campaign
 
 import (
+	"context"
 	"encoding/xml"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 )
 
 // Versions are those of what the checkout's stack runs.
-func Versions(root string) (map[string]string, error) {
+func Versions(ctx context.Context, root string) (map[string]string, error) {
 	text, err := os.ReadFile(filepath.Join(root, "debezium", "pom.xml"))
 	if err != nil {
 		return nil, err
@@ -31,5 +35,27 @@ func Versions(root string) (map[string]string, error) {
 			found[name] = p.Value
 		}
 	}
+	if text, err := exec.CommandContext(ctx, java(), "-version").CombinedOutput(); err == nil { // the stack says what is wrong with it
+		found["JVM"] = jvm(string(text))
+	}
 	return found, nil
+}
+
+// java is the one that the stack runs.
+func java() string {
+	if home := os.Getenv("JAVA_HOME"); home != "" {
+		return filepath.Join(home, "bin", "java")
+	}
+	return "java"
+}
+
+var virtualMachine = regexp.MustCompile(`(?m)^(.* VM) .*\(.*build ([^,)]+)`)
+
+// jvm is the name and the build of a virtual machine, from what java -version prints.
+func jvm(text string) string {
+	m := virtualMachine.FindStringSubmatch(text)
+	if m == nil {
+		return strings.TrimSpace(text)
+	}
+	return m[1] + " " + m[2]
 }
