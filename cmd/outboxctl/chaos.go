@@ -23,7 +23,10 @@ func newChaosCommand() *cobra.Command {
 		Long: `Start a stack of its own on free ports, put orders in at a fixed rate, inject faults by a schedule that the seed
 decides, and measure after each how long it takes until orders flow normally again. Then let it come to rest and audit
 it: no event lost, no effect twice, no order unsettled, goods and money conserved. The exit code is 1 if anything is
-violated. The services are taken from --bin.`,
+violated, if fewer faults than --min-faults happened, and with --strict if a bar was missed: a time to normal flow that
+a kind of fault should not exceed. The services are taken from --bin.
+
+The report is left in --out, with the logs if it is not clean.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if !cmd.Flags().Changed("seed") {
 				cfg.Seed = rand.Uint64N(1_000_000)
@@ -36,7 +39,9 @@ violated. The services are taken from --bin.`,
 	f.Uint64Var(&cfg.Seed, "seed", 0, "decides the schedule of faults; default: chosen, and printed")
 	f.Float64Var(&minutes, "minutes", 5, "how long faults are injected")
 	f.IntVar(&cfg.Rate, "rate", 50, "orders/s")
-	f.StringVar(&out, "out", "", "folder for chaos-SEED.json and chaos-SEED.txt, and for logs if the run is not clean")
+	f.StringVar(&out, "out", "", "folder for chaos-SEED.json and chaos-SEED.txt, and for logs if the run is not clean (default chaos-results in the checkout, which git ignores)")
+	f.BoolVar(&cfg.Strict, "strict", false, "a missed bar fails the run")
+	f.IntVar(&cfg.MinFaults, "min-faults", 0, "fewer faults fail the run")
 	f.StringVar(&cfg.Bin, "bin", "", "folder of the services' binaries (required)")
 	f.IntVar(&cfg.Instances, "replicas", 2, "instances of each service")
 	f.IntVar(&cfg.Brokers, "brokers", 3, "Kafka brokers")
@@ -54,6 +59,11 @@ func runChaos(ctx context.Context, cmd *cobra.Command, cfg chaos.Config, out str
 	if cfg.Bin, err = filepath.Abs(cfg.Bin); err != nil {
 		return err
 	}
+	if out == "" {
+		if out, err = chaos.Results(cfg.Root); err != nil {
+			return err
+		}
+	}
 	if cfg.Dir, err = os.MkdirTemp("", "outboxsaga-chaos"); err != nil {
 		return err
 	}
@@ -69,13 +79,13 @@ func runChaos(ctx context.Context, cmd *cobra.Command, cfg chaos.Config, out str
 	}
 	report.Commit = commit(ctx, cfg.Root)
 	fmt.Fprint(cfg.Out, report.Text())
-	if out != "" {
-		if err := report.Write(out); err != nil {
-			return err
-		}
+	file, err := report.Write(out)
+	if err != nil {
+		return err
 	}
-	if !report.Clean() {
-		return fmt.Errorf("%d violations; the same schedule again: --seed %d", len(report.Violations), cfg.Seed)
+	fmt.Fprintf(cfg.Out, "the report is in %s\n", file)
+	if missed := report.Missed(); !report.Clean() || len(missed) > 0 {
+		return fmt.Errorf("%d violations, %d things missed that were asked for; the same schedule again: --seed %d", len(report.Violations), len(missed), cfg.Seed)
 	}
 	return nil
 }

@@ -4,7 +4,7 @@ import "slices"
 
 // catalogue are the faults that can be injected here, and those that cannot, with the reason.
 func (w *world) catalogue() (kinds []kind, skipped []Skipped) {
-	kinds = slices.Concat(w.processFaults(), w.postgresFaults(), w.connectFaults(), w.kafkaFaults(), w.network.networkFaults())
+	kinds = slices.Concat(w.processFaults(), w.postgresFaults(), w.poolFaults(), w.connectFaults(), w.kafkaFaults(), w.network.networkFaults())
 	disk, err := w.diskFaults()
 	if err != nil {
 		skipped = append(skipped, Skipped{"disk full", err.Error()})

@@ -40,13 +40,20 @@ type Config struct {
 	// Overlap is the percentage of faults that may begin while another, independent one lasts. The others begin when
 	// everything works, and have the system to themselves until orders flow again.
 	Overlap int
+	// MaxFaults ends the injection earlier than Duration; 0: it does not. With fewer than MinFaults the report has
+	// missed what it was asked for.
+	MinFaults, MaxFaults int
+	// Strict: a bar that is not met is missed too.
+	Strict bool
+	// Ahead is how far ahead a clock may jump, default 2 min. The audit waits for as long.
+	Ahead time.Duration
 	// Gap is the shortest time between the beginnings of two faults.
 	Gap time.Duration
 	// Limit is how long the flow of orders may take to come back after a fault; longer is a violation.
 	Limit time.Duration
 	// Quiet is how long everything may take to settle at the end.
 	Quiet time.Duration
-	// Logs, if set, is a folder for the logs of a run that was not clean.
+	// Logs, if set, is a folder for the logs of a run that was not clean or has missed something.
 	Logs string
 	// Out gets the timeline.
 	Out io.Writer
@@ -62,9 +69,11 @@ func (c *Config) validate() error {
 		return errors.New("chaos: there must be at least one instance, broker and worker")
 	case c.Overlap < 0 || c.Overlap > 100:
 		return errors.New("chaos: overlap is a percentage, 0 to 100")
+	case c.MinFaults < 0 || c.MaxFaults < 0 || c.MaxFaults > 0 && c.MaxFaults < c.MinFaults:
+		return errors.New("chaos: the least and the most faults must not be negative, nor the most less than the least")
 	}
 	for _, p := range []struct{ value, byDefault *time.Duration }{
-		{&c.Gap, new(time.Second)}, {&c.Limit, new(2 * time.Minute)}, {&c.Quiet, new(8 * time.Minute)},
+		{&c.Ahead, new(2 * time.Minute)}, {&c.Gap, new(time.Second)}, {&c.Limit, new(2 * time.Minute)}, {&c.Quiet, new(8 * time.Minute)},
 	} {
 		if *p.value == 0 {
 			*p.value = *p.byDefault
@@ -79,7 +88,10 @@ func (c *Config) validate() error {
 // Run runs the whole show. An error means that it could not be run; what the system did wrong is in
 // the report's violations.
 func Run(ctx context.Context, cfg Config) (Report, error) {
-	report := Report{Seed: cfg.Seed, Rate: cfg.Rate, Instances: cfg.Instances, Brokers: cfg.Brokers, Workers: cfg.Workers}
+	report := Report{
+		Seed: cfg.Seed, Rate: cfg.Rate, Instances: cfg.Instances, Brokers: cfg.Brokers, Workers: cfg.Workers,
+		MinFaults: cfg.MinFaults, Strict: cfg.Strict,
+	}
 	if err := cfg.validate(); err != nil {
 		return report, err
 	}
@@ -92,8 +104,10 @@ func Run(ctx context.Context, cfg Config) (Report, error) {
 	}
 	r := &run{cfg: cfg, world: w, report: &report, begin: time.Now()}
 	err = r.run(ctx)
-	if cfg.Logs != "" && (err != nil || !report.Clean()) {
-		err = errors.Join(err, os.CopyFS(filepath.Join(cfg.Logs, fmt.Sprint("logs-", time.Now().Unix())), os.DirFS(filepath.Join(cfg.Dir, "logs"))))
+	if cfg.Logs != "" && (err != nil || !report.Clean() || len(report.Missed()) > 0) {
+		to := filepath.Join(cfg.Logs, fmt.Sprintf("chaos-%d-logs-%d", cfg.Seed, time.Now().Unix()))
+		err = errors.Join(err, os.CopyFS(to, os.DirFS(filepath.Join(cfg.Dir, "logs"))))
+		r.say("the logs are in %s", to)
 	}
 	return report, err
 }
@@ -126,7 +140,7 @@ func (r *run) run(ctx context.Context) error {
 	r.active = map[*Event]fault{}
 	kinds, skipped := r.world.catalogue()
 	r.report.Skipped = skipped
-	next, err := plan(r.cfg.Seed, kinds, r.cfg.Only)
+	next, err := plan(r.cfg.Seed, kinds, skipped, r.cfg.Only)
 	if err != nil {
 		return err
 	}
@@ -150,7 +164,9 @@ func (r *run) run(ctx context.Context) error {
 		return fmt.Errorf("orders do not flow even before the first fault: %w", err)
 	}
 	r.say("seed %d: orders flow at %d/s, faults begin", r.cfg.Seed, r.cfg.Rate)
+	begin := time.Now()
 	r.shoot(ctx, next)
+	r.report.Seconds = time.Since(begin).Seconds()
 	r.say("faults end after %d; waiting for quiet", len(r.report.Faults))
 	r.load.stop()
 	r.settle(ctx)
@@ -167,7 +183,7 @@ const (
 	maxWait   = 15 * time.Second
 )
 
-// shoot injects faults until the time is over, and waits for the last ones.
+// shoot injects faults until the time is over or there were enough, and waits for the last ones.
 func (r *run) shoot(ctx context.Context, next func() fault) {
 	open, cancel := context.WithTimeout(ctx, r.cfg.Duration)
 	defer cancel()
@@ -180,7 +196,7 @@ func (r *run) shoot(ctx context.Context, next func() fault) {
 	since := time.Now() // the first of them waits
 	var running sync.WaitGroup
 	defer running.Wait()
-	for open.Err() == nil {
+	for begun := 0; open.Err() == nil && (r.cfg.MaxFaults == 0 || begun < r.cfg.MaxFaults); {
 		ahead := lookAhead
 		if len(r.cfg.Only) > 0 { // in this order
 			ahead = 0
@@ -206,6 +222,7 @@ func (r *run) shoot(ctx context.Context, next func() fault) {
 		}
 		f := waiting[i].fault
 		waiting = slices.Delete(waiting, i, i+1)
+		begun++
 		running.Go(func() { r.inject(ctx, f, e) })
 		pause(open, r.cfg.Gap)
 	}

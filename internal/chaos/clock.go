@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"time"
 
 	"outboxsaga/internal/clockshift"
@@ -20,11 +21,16 @@ func (w *world) clockFaults() ([]kind, error) {
 	services := system.Services()
 	return []kind{{"clock jump", 2, func(dice *rand.Rand) fault {
 		s := pick(dice, services)
-		by := pick(dice, []time.Duration{-time.Hour, -30 * time.Second, 10 * time.Second, 2 * time.Minute})
+		by := pick(dice, jumps(w.cfg.Ahead))
 		hold := between(dice, 2*time.Second, 5*time.Second)
 		p := pick(dice, w.instances[s.Name])
 		return clockJump{about{"clock jump", fmt.Sprintf("the clock of %s jumps by %v for %.1f s", p, by, hold.Seconds()), []string{"service"}, hold, fromHeal}, w, p, by}
 	}}}, nil
+}
+
+// jumps are by how much a clock jumps, no further ahead than most: the audit at the end waits for the time that it has shown.
+func jumps(most time.Duration) []time.Duration {
+	return slices.DeleteFunc([]time.Duration{-time.Hour, -30 * time.Second, 10 * time.Second, 2 * time.Minute}, func(by time.Duration) bool { return by > most })
 }
 
 // clockJump changes what one process reads as the time of day, and changes it back.

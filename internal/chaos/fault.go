@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -49,8 +51,8 @@ type kind struct {
 }
 
 // plan is the schedule: an endless sequence of faults that the seed decides. Kinds come in
-// shuffled rounds, so that none is missing for long.
-func plan(seed uint64, kinds []kind, only []string) (next func() fault, err error) {
+// shuffled rounds, so that none is missing for long. A kind of only that was skipped is left out.
+func plan(seed uint64, kinds []kind, skipped []Skipped, only []string) (next func() fault, err error) {
 	dice := rand.New(rand.NewPCG(seed, 1))
 	byName := map[string]kind{}
 	var deck []kind
@@ -64,10 +66,15 @@ func plan(seed uint64, kinds []kind, only []string) (next func() fault, err erro
 		deck = nil
 		for _, name := range only {
 			k, ok := byName[name]
-			if !ok {
+			if !ok && !slices.ContainsFunc(skipped, func(s Skipped) bool { return s.Kind == name }) {
 				return nil, fmt.Errorf("chaos: there is no fault %q here; there are: %s", name, names(kinds))
 			}
-			deck = append(deck, k)
+			if ok {
+				deck = append(deck, k)
+			}
+		}
+		if len(deck) == 0 {
+			return nil, fmt.Errorf("chaos: none of %q can be done here: %s", only, reasons(skipped))
 		}
 	}
 	i := 0
@@ -89,6 +96,14 @@ func names(kinds []kind) (text string) {
 		text += k.name
 	}
 	return text
+}
+
+func reasons(skipped []Skipped) string {
+	var all []string
+	for _, s := range skipped {
+		all = append(all, s.Kind+": "+s.Reason)
+	}
+	return strings.Join(all, "; ")
 }
 
 // pick chooses one of some.

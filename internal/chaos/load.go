@@ -57,6 +57,8 @@ type load struct {
 const (
 	richCustomers = 40
 	items         = 20
+	// What one restocking adds.
+	restockGoods, restockMoney = 7, 11
 )
 
 func startLoad(ctx context.Context, w *world, rate int, seed uint64) (*load, error) {
@@ -153,17 +155,20 @@ func (l *load) restock(ctx context.Context) {
 	for i := 0; ctx.Err() == nil; i++ {
 		key := fmt.Sprint("restock-", i)
 		bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
-		errStock := l.post(bounded, l.balancers["stock-service"], fmt.Sprintf("/items/item-%d/receipts", i%items), key, `{"quantity":7}`, nil)
-		errMoney := l.post(bounded, l.balancers["payment-service"], fmt.Sprintf("/accounts/rich-%d/deposits", i%richCustomers), key, `{"amount":11}`, nil)
+		errStock := l.post(bounded, l.balancers["stock-service"], fmt.Sprintf("/items/item-%d/receipts", i%items), key, fmt.Sprintf(`{"quantity":%d}`, restockGoods), nil)
+		errMoney := l.post(bounded, l.balancers["payment-service"], fmt.Sprintf("/accounts/rich-%d/deposits", i%richCustomers), key, fmt.Sprintf(`{"amount":%d}`, restockMoney), nil)
 		cancel()
 		l.mu.Lock()
 		if errStock == nil {
-			l.counts.Received += 7
+			l.counts.Received += restockGoods
+		} else {
+			l.counts.UncertainReceived += restockGoods
 		}
 		if errMoney == nil {
-			l.counts.Deposited += 11
+			l.counts.Deposited += restockMoney
+		} else {
+			l.counts.UncertainDeposited += restockMoney
 		}
-		l.counts.Uncertain += bit(errStock != nil) + bit(errMoney != nil)
 		l.mu.Unlock()
 		pause(ctx, time.Second)
 	}

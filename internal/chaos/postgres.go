@@ -118,7 +118,8 @@ func (f slotDropped) inject(ctx context.Context) error {
 
 func (f slotDropped) heal(context.Context) error { return nil }
 
-// longTransaction locks rows that every order needs, holds back vacuum and decoding, and does nothing.
+// longTransaction locks rows that every order needs, holds back vacuum and decoding, and does nothing. It stops the writers
+// of a service, which use one or two connections of its pool: reads go on with the rest. [poolExhausted] takes them all.
 type longTransaction struct {
 	about
 	world *world
@@ -149,7 +150,7 @@ func (f *longTransaction) heal(ctx context.Context) (err error) {
 	return err
 }
 
-// noConnections takes all connections of a role, and lets it have none.
+// noConnections takes all connections of a role, and lets it have none: PostgreSQL refuses it.
 type noConnections struct {
 	about
 	world *world

@@ -1,9 +1,13 @@
 package chaos
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/http"
+	"slices"
 	"syscall"
 	"time"
 
@@ -25,7 +29,7 @@ func (w *world) groups() []group {
 	}
 	return []group{
 		{"service", all, 6 * time.Second},
-		{"supervisor", w.supervisors, 5 * time.Second},
+		{"supervisor", w.supervisors, lockIdle},
 		{"worker", w.workers, 10 * time.Second},
 		{"broker", w.brokers, 3 * time.Second},
 		{"Postgres", []string{devstack.Postgres}, 5 * time.Second},
@@ -60,6 +64,10 @@ func (w *world) processFaults() (all []kind) {
 				c := fromHeal
 				if w.redundant(g) {
 					c = fromFaultUnhealed
+				}
+				if g.name == "supervisor" && w.redundant(g) { // the other one does nothing that could be missed
+					name := fmt.Sprintf("SIGSTOP the supervisor that acts for %.1f s", hold.Seconds())
+					return &actingStopped{about: about{g.name + " stopped", name, touches, hold, c}, world: w}
 				}
 				return stopped{about{g.name + " stopped", fmt.Sprintf("SIGSTOP %s for %.1f s", p, hold.Seconds()), touches, hold, c}, w, p}
 			}})
@@ -103,6 +111,78 @@ type stopped struct {
 
 func (f stopped) inject(context.Context) error { return f.world.signal(f.process, syscall.SIGSTOP) }
 func (f stopped) heal(context.Context) error   { return f.world.signal(f.process, syscall.SIGCONT) }
+
+// actingStopped holds the supervisor that acts until another one does, which PostgreSQL makes possible: it ends the
+// session of the lock.
+type actingStopped struct {
+	about
+	world   *world
+	process string
+}
+
+const (
+	// lockIdle is after how long of silence PostgreSQL ends the session whose supervisor acts (package supervisor).
+	lockIdle = 30 * time.Second
+	// takeOver is how long another one may take beyond that.
+	takeOver = 30 * time.Second
+)
+
+func (f *actingStopped) inject(ctx context.Context) error {
+	acts, err := f.world.acting(ctx, f.world.supervisors, takeOver)
+	if err != nil {
+		return err
+	}
+	if err := f.world.signal(acts, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	f.process = acts
+	others := slices.DeleteFunc(slices.Clone(f.world.supervisors), func(name string) bool { return name == acts })
+	if _, err := f.world.acting(ctx, others, lockIdle+takeOver); err != nil {
+		return fmt.Errorf("in place of %s: %w", acts, err)
+	}
+	return nil
+}
+
+func (f *actingStopped) heal(context.Context) error {
+	if f.process == "" {
+		return nil
+	}
+	return f.world.signal(f.process, syscall.SIGCONT)
+}
+
+// acting waits until one of some supervisors says that it acts.
+func (w *world) acting(ctx context.Context, among []string, most time.Duration) (string, error) {
+	for end := time.Now().Add(most); ; pause(ctx, 200*time.Millisecond) {
+		for _, name := range among {
+			if leads(ctx, fmt.Sprintf("http://127.0.0.1:%d/metrics", w.services[name].Port)) {
+				return name, nil
+			}
+		}
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+		if time.Now().After(end) {
+			return "", fmt.Errorf("no supervisor acts, %v later", most)
+		}
+	}
+}
+
+// leads asks a supervisor, which may be gone or held.
+func leads(ctx context.Context, metrics string) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, metrics, nil)
+	if err != nil {
+		return false
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return false
+	}
+	defer res.Body.Close()
+	text, err := io.ReadAll(res.Body)
+	return err == nil && bytes.Contains(text, []byte("\nsupervisor_leads 1\n"))
+}
 
 // rolling restarts processes one after the other, under load.
 type rolling struct {

@@ -17,6 +17,8 @@ type Report struct {
 	Commit                      string
 	Rate                        int
 	Instances, Brokers, Workers int
+	MinFaults                   int     // so many were asked for
+	Strict                      bool    // the bars are asked for
 	Seconds                     float64 // of faults
 	Quiet                       float64 // until all had settled
 	Faults                      []*Event
@@ -65,7 +67,7 @@ type Load struct {
 	LateAccepted                                   int            // orders that were accepted only after the faults
 	Failures                                       map[string]int // of single requests, by what came in place of an answer
 	Received, Deposited                            int            // goods and money added during the faults
-	Uncertain                                      int            // such requests that were never answered
+	UncertainReceived, UncertainDeposited          int            // by requests that were never answered: added or not
 }
 
 // bars are the longest times to normal flow, in seconds, by kind.
@@ -110,14 +112,49 @@ func rows(faults []*Event) (all []Row) {
 // Clean tells that nothing was lost, doubled or left over.
 func (r Report) Clean() bool { return len(r.Violations) == 0 }
 
+// Happened counts the faults that could be injected and healed.
+func (r Report) Happened() (n int) {
+	for _, e := range r.Faults {
+		n += bit(e.Error == "")
+	}
+	return n
+}
+
+// Missed is what the run was asked for beside being clean, and has not shown: so many faults, and with Strict the bars.
+func (r Report) Missed() (all []string) {
+	if n := r.Happened(); n < r.MinFaults {
+		all = append(all, fmt.Sprintf("%d faults happened, at least %d were asked for", n, r.MinFaults))
+	}
+	for _, k := range r.Kinds {
+		if r.Strict && k.verdict() == "MISSED" {
+			all = append(all, fmt.Sprintf("%s: %.1f s to the normal flow of orders, the bar is %.0f s", k.Kind, k.Worst, k.Bar))
+		}
+	}
+	return all
+}
+
+// verdict on the bar; empty if there is none.
+func (k Row) verdict() string {
+	switch {
+	case k.Bar == 0:
+		return ""
+	case k.Alone == 0:
+		return "not measured" // none was alone
+	case k.Met:
+		return "met"
+	}
+	return "MISSED"
+}
+
 // Text is the report for people.
 func (r Report) Text() string {
 	var b strings.Builder
+	verdicts := map[string]int{}
 	fmt.Fprintf(&b, "\n%-24s %6s %6s %8s %8s %10s %10s  %s\n", "FAULT", "TIMES", "ALONE", "MEDIAN", "WORST", "OVERLAPPED", "REQUESTS", "BAR")
 	for _, k := range r.Kinds {
-		bar, overlapped := "", "-"
-		if k.Bar > 0 && k.Alone > 0 {
-			bar = fmt.Sprintf("%.0f s: %s", k.Bar, map[bool]string{true: "met", false: "MISSED"}[k.Met])
+		bar, overlapped := k.verdict(), "-"
+		if verdicts[bar]++; bar != "" {
+			bar = fmt.Sprintf("%.0f s: %s", k.Bar, bar)
 		}
 		if k.Count > k.Alone {
 			overlapped = fmt.Sprintf("%.1f s", k.WorstOfAll)
@@ -132,7 +169,9 @@ func (r Report) Text() string {
 	for _, s := range r.Skipped {
 		fmt.Fprintf(&b, "%-24s left out: %s\n", s.Kind, s.Reason)
 	}
-	fmt.Fprintf(&b, "\n%d faults in %.0f s, %d brokers, %d workers, %d instances of each service\n", len(r.Faults), r.Seconds, r.Brokers, r.Workers, r.Instances)
+	fmt.Fprintf(&b, "\n%d faults in %.0f s (%d happened as meant, at least %d were asked for), %d brokers, %d workers, %d instances of each service\n",
+		len(r.Faults), r.Seconds, r.Happened(), r.MinFaults, r.Brokers, r.Workers, r.Instances)
+	fmt.Fprintf(&b, "bars: %d met, %d missed, %d not measured because no such fault was alone\n", verdicts["met"], verdicts["MISSED"], verdicts["not measured"])
 	fmt.Fprintf(&b, "%d orders at %d/s: %d accepted (%d only after the faults), %d succeeded, %d failed, %d cancelled; all settled %.1f s after the last\n",
 		r.Load.Orders, r.Rate, r.Load.Accepted, r.Load.LateAccepted, r.Load.Succeeded, r.Load.Failed, r.Load.Cancelled, r.Quiet)
 	fmt.Fprintf(&b, "requests that met a fault and were repeated: %v\n", r.Load.Failures)
@@ -147,21 +186,33 @@ func (r Report) Text() string {
 			fmt.Fprintln(&b, "  "+v)
 		}
 	}
+	for _, m := range r.Missed() {
+		fmt.Fprintln(&b, "MISSED: "+m)
+	}
 	return b.String()
 }
 
-// Write writes chaos-SEED.json and chaos-SEED.txt into a folder, which it makes.
-func (r Report) Write(dir string) error {
+// Write writes chaos-SEED.json and chaos-SEED.txt into a folder, which it makes, and returns the first one's name.
+func (r Report) Write(dir string) (file string, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
+		return "", err
 	}
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
-		return err
+		return "", err
 	}
 	name := filepath.Join(dir, fmt.Sprintf("chaos-%d", r.Seed))
 	if err := os.WriteFile(name+".json", append(text, '\n'), 0o644); err != nil {
-		return err
+		return "", err
 	}
-	return os.WriteFile(name+".txt", []byte(r.Text()), 0o644)
+	return name + ".json", os.WriteFile(name+".txt", []byte(r.Text()), 0o644)
+}
+
+// Results makes the folder of a checkout for what runs leave that are not told another one. Git does not see it.
+func Results(root string) (dir string, err error) {
+	dir = filepath.Join(root, "chaos-results")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	return dir, os.WriteFile(filepath.Join(dir, ".gitignore"), []byte("*\n"), 0o644)
 }

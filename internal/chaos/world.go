@@ -110,7 +110,7 @@ func (w *world) serve(ctx context.Context) error {
 	all, ctx := errgroup.WithContext(ctx)
 	for _, s := range system.Services() {
 		for i, port := range ports[s.Name] {
-			p := s.Process(w.stack, w.cfg.Bin, i+1, port, "LOG_LEVEL=warn", "SHUTDOWN_DELAY=500ms",
+			p := s.Process(w.stack, w.cfg.Bin, i+1, port, "LOG_LEVEL=warn", "SHUTDOWN_DELAY=500ms", fmt.Sprint("DATABASE_POOL_SIZE=", poolSize),
 				"DATABASE_URL="+w.network.databaseURL(s.Name, s.Database), "KAFKA_BROKERS="+strings.Join(w.network.services.Addresses(), ","))
 			w.services[p.Name] = p
 			w.instances[s.Name] = append(w.instances[s.Name], p.Name)
