@@ -87,9 +87,7 @@ func (c *checkout) contains(text string, parts ...string) {
 func (c *checkout) statusIsWell() {
 	c.Helper()
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(300 * time.Millisecond) {
-		cmd := exec.Command(filepath.Join(c.stack.Dir(), "bin", "outboxctl"), "status")
-		cmd.Dir, cmd.Env = stacktest.Root(), c.env
-		out, err := cmd.CombinedOutput()
+		out, err := c.status().CombinedOutput()
 		if err == nil {
 			c.contains(string(out), "orderdb    RUNNING  reserved", "order-service    Stable  1", "SUCCESS, ", "Supervisor, last acts:", "All is well.")
 			return
@@ -128,6 +126,8 @@ func TestScripts(t *testing.T) {
 
 	c.contains(c.run(true, "place-order.sh"), `"status": "SUCCESS"`, `"settled": true`)
 	c.statusIsWell()
+	c.statusAsJSON()
+	c.statusWatches()
 	c.contains(c.run(true, "place-order.sh", "bob", "book", "1", "5000"), `"status": "FAILED"`, `"COMPENSATED"`)
 	c.contains(c.run(false, "place-order.sh", "alice", "book", "two"), "usage")
 	c.contains(c.run(false, "place-order.sh", "alice", "book", "0"), "quantity")
@@ -148,6 +148,8 @@ func TestScripts(t *testing.T) {
 	}
 	c.contains(c.run(false, "down.sh", "--all"), "usage")
 
+	c.statusWithoutSupervisor()
+	c.run(true, "up.sh")
 	for _, name := range processes {
 		if err := c.stack.Signal(name, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
