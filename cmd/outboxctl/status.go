@@ -200,9 +200,6 @@ func ordersOfLetters(ctx context.Context, db *pgxpool.Pool, limit int) (ids []uu
 	return ids, err
 }
 
-// supervisorLock is the key of the advisory lock of package supervisor: who has it acts.
-const supervisorLock = 0x6f7574626f78
-
 const selectSupervised = `
 SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 1 AND classid::bigint << 32 | objid::bigint = $1
                AND database = (SELECT oid FROM pg_database WHERE datname = current_database()))`
@@ -236,7 +233,7 @@ func look(ctx context.Context, s *supervisor.Supervisor, pipelines []supervisor.
 		now.Orders, err = countOrders(ctx, first.DB, newestOrders, named)
 		unknown("orders", err)
 		var supervised bool
-		if err = first.DB.QueryRow(ctx, selectSupervised, int64(supervisorLock)).Scan(&supervised); err == nil {
+		if err = first.DB.QueryRow(ctx, selectSupervised, int64(supervisor.LockKey)).Scan(&supervised); err == nil {
 			now.Supervised = &supervised
 		}
 		unknown("whether a supervisor acts", err)

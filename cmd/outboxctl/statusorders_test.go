@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/stacktest"
+	"outboxsaga/internal/supervisor"
 	"outboxsaga/internal/system"
 
 	"github.com/google/uuid"
@@ -112,7 +113,7 @@ func TestStatusKnowsWhetherASupervisorActs(t *testing.T) {
 	db, other := orderDatabase(t), orderDatabase(t)
 	acts := func() (acts bool) {
 		t.Helper()
-		if err := db.QueryRow(t.Context(), selectSupervised, int64(supervisorLock)).Scan(&acts); err != nil {
+		if err := db.QueryRow(t.Context(), selectSupervised, int64(supervisor.LockKey)).Scan(&acts); err != nil {
 			t.Fatal(err)
 		}
 		return acts
@@ -133,12 +134,12 @@ func TestStatusKnowsWhetherASupervisorActs(t *testing.T) {
 			conn.Release()
 		}
 	}
-	defer lock(other, supervisorLock)()
-	defer lock(db, supervisorLock+1)()
+	defer lock(other, supervisor.LockKey)()
+	defer lock(db, supervisor.LockKey+1)()
 	if acts() {
 		t.Error("nobody holds the lock")
 	}
-	end := lock(db, supervisorLock)
+	end := lock(db, supervisor.LockKey)
 	if !acts() {
 		t.Error("the lock is held")
 	}

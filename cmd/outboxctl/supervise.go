@@ -41,7 +41,7 @@ commas between); by default those of the local stack. GET /metrics, /healthz and
 	}
 	f := c.Flags()
 	f.BoolVar(&o.dryRun, "dry-run", false, "only say what would be done")
-	f.DurationVar(&o.every, "every", 2*time.Second, "time from one look to the next")
+	f.DurationVar(&o.every, "every", 2*time.Second, "time from one look to the next, 10s at most")
 	f.StringVar(&o.addr, "addr", envOr("SUPERVISOR_ADDR", "127.0.0.1:8084"), "address of metrics and health (SUPERVISOR_ADDR)")
 	f.StringVar(&o.instance, "instance", fmt.Sprintf("%s/%d", host, os.Getpid()), "name of this supervisor in the acts")
 	o.systemFlags.add(c)
@@ -170,8 +170,8 @@ func poolOf(ctx context.Context, address string, timeout time.Duration) (*pgxpoo
 }
 
 func supervise(ctx context.Context, cmd *cobra.Command, o superviseOptions) error {
-	if o.every < 100*time.Millisecond || o.every > time.Minute {
-		return fmt.Errorf("--every is %s: give 100ms to 1m", o.every)
+	if o.every < 100*time.Millisecond || o.every > supervisor.MaxEvery {
+		return fmt.Errorf("--every is %s: give 100ms to %s", o.every, supervisor.MaxEvery)
 	}
 	cfg, closeAll, err := o.open(ctx, cmd)
 	if err != nil {

@@ -6,67 +6,181 @@ import (
 	"fmt"
 	"time"
 
+	"outboxsaga/internal/connect"
 	"outboxsaga/internal/provision"
 
 	"github.com/jackc/pgx/v5"
 )
 
-// actTimeout bounds one act.
-const actTimeout = 20 * time.Second
+// actTimeout bounds one act; resumeTimeout what a resend takes beyond it to start its connector again.
+const actTimeout, resumeTimeout = 20 * time.Second, 20 * time.Second
+
+// begun is the outcome of a resend that goes on, or that its supervisor did not live to finish. Its
+// connector may be stopped: the one that acts resumes it.
+const begun = "begun"
+
+// errStopped: a connector was stopped for a resend and could not be resumed.
+var errStopped = errors.New("the connector is still stopped, and will be resumed")
 
 // perform does what was decided, and tells of it.
 func (s *Supervisor) perform(ctx context.Context, f Facts, p Pipeline, act Act) {
-	outcome := "done"
-	if s.cfg.DryRun {
+	ctx = context.WithoutCancel(ctx)
+	outcome, resends := "done", false
+	var err error
+	switch {
+	case s.cfg.DryRun:
 		outcome = "would"
-	} else if err := s.do(ctx, f, p, act); err != nil {
-		outcome = err.Error()
+	case act.Kind == Resend:
+		// First of all, for whoever acts next if this supervisor ends in the middle.
+		if err = s.record(ctx, p, act, begun); err != nil {
+			err = fmt.Errorf("it is not begun: %w", err)
+			break
+		}
+		resends, s.memories[p.Name].unfinished = true, time.Now()
+		err = s.do(ctx, f, p, act)
+	default:
+		err = s.do(ctx, f, p, act)
 	}
 	log := s.cfg.Log.Info
-	if outcome != "done" && outcome != "would" {
-		log = s.cfg.Log.Error
+	if err != nil {
+		outcome, log = err.Error(), s.cfg.Log.Error
 	}
 	log("supervisor", "act", act.Kind, "connector", p.Name, "reason", act.Reason, "outcome", outcome)
 	s.metrics.acted(p.Name, act.Kind, outcome)
 	// Not before it is done: the row must not say what did not happen.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	_, err := s.cfg.Pipelines[0].DB.Exec(ctx, `INSERT INTO supervisor_acts (instance, connector, act, reason, outcome) VALUES ($1, $2, $3, $4, $5)`,
-		s.cfg.Instance, p.Name, act.Kind, act.Reason, outcome)
-	if err == nil {
-		_, err = s.cfg.Pipelines[0].DB.Exec(ctx, `DELETE FROM supervisor_acts WHERE at < clock_timestamp() - interval '30 days'`)
+	switch {
+	case resends && errors.Is(err, errStopped):
+		return // the row stays as it is
+	case resends:
+		err = s.finish(ctx, p, outcome)
+	default:
+		resumed := act.Kind == Resume && outcome == "done"
+		if err = s.record(ctx, p, act, outcome); err == nil && resumed {
+			err = s.finish(ctx, p, "not finished: the connector was resumed")
+		}
 	}
 	if err != nil {
 		s.cfg.Log.Error("the act is not in the table supervisor_acts: run outboxctl provision if it is missing", "error", err)
 	}
 }
 
+// record writes the row of an act.
+func (s *Supervisor) record(ctx context.Context, p Pipeline, act Act, outcome string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := s.cfg.Pipelines[0].DB.Exec(ctx, `INSERT INTO supervisor_acts (instance, connector, act, reason, outcome) VALUES ($1, $2, $3, $4, $5)`,
+		s.cfg.Instance, p.Name, act.Kind, act.Reason, outcome)
+	if err == nil {
+		_, err = s.cfg.Pipelines[0].DB.Exec(ctx, `DELETE FROM supervisor_acts WHERE at < clock_timestamp() - interval '30 days'`)
+	}
+	return err
+}
+
+// finish says in their rows what became of a connector's resends that were begun.
+func (s *Supervisor) finish(ctx context.Context, p Pipeline, outcome string) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err := s.cfg.Pipelines[0].DB.Exec(ctx, `UPDATE supervisor_acts SET outcome = $1 WHERE connector = $2 AND act = $3 AND outcome = $4`,
+		outcome, p.Name, Resend, begun)
+	if err == nil {
+		s.memories[p.Name].unfinished = time.Time{}
+	}
+	return err
+}
+
+// recall learns which resends were begun and not finished before this supervisor acted.
+func (s *Supervisor) recall(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	rows, err := s.cfg.Pipelines[0].DB.Query(ctx, `SELECT DISTINCT connector FROM supervisor_acts WHERE act = $1 AND outcome = $2`, Resend, begun)
+	if err != nil {
+		return err
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	for _, name := range names {
+		if m := s.memories[name]; m != nil {
+			m.unfinished = time.Now()
+		}
+	}
+	return err
+}
+
+// settle takes an unfinished resend for ended when its connector is not stopped after a minute: who stops it from
+// then on wants it so. Before, a worker may still be about to stop it.
+func (s *Supervisor) settle(ctx context.Context, f Facts, p Pipeline) {
+	m, connector := s.memories[p.Name], f.Pipelines[p.Name].Connector
+	if s.cfg.DryRun || m.unfinished.IsZero() || f.At.Sub(m.unfinished) < time.Minute || connector == nil || connector.State == "STOPPED" {
+		return
+	}
+	if err := s.finish(ctx, p, "not finished: the connector is "+connector.State); err != nil {
+		s.cfg.Log.Error("an unfinished resend is not settled", "connector", p.Name, "error", err)
+	}
+}
+
 func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), actTimeout)
+	limited, cancel := context.WithTimeout(ctx, s.actTimeout)
 	defer cancel()
 	switch act.Kind {
 	case Restart:
-		return f.worker.Restart(ctx, p.Name, f.Pipelines[p.Name].Connector.State == "FAILED")
+		return f.worker.Restart(limited, p.Name, f.Pipelines[p.Name].Connector.State == "FAILED")
 	case Register:
-		return f.worker.Put(ctx, p.Connector)
+		return f.worker.Put(limited, p.Connector)
 	case MakeTopics:
-		return provision.Topics(ctx, s.cfg.Brokers, s.cfg.Replicas, s.cfg.Topics...)
-	case EndSender:
-		_, err := p.DB.Exec(ctx, `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid IS NOT NULL`, p.Slot)
+		return provision.Topics(limited, s.cfg.Brokers, s.cfg.Replicas, s.cfg.Topics...)
+	case EndSender: // that one only: another reader may have come meanwhile
+		var ended bool
+		err := p.DB.QueryRow(limited, `SELECT coalesce(bool_or(pg_terminate_backend(active_pid)), false) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`,
+			p.Slot, f.Pipelines[p.Name].Slot.reader).Scan(&ended)
+		if err == nil && !ended {
+			return errors.New("it has ended by itself")
+		}
 		return err
 	case DropSlot:
-		if err := s.dropLost(ctx, p); err != nil {
+		if err := s.dropLost(limited, p); err != nil {
 			return err
 		}
-		return f.worker.Restart(ctx, p.Name, false)
+		return f.worker.Restart(limited, p.Name, false)
 	case Resend:
-		if err := f.worker.Stop(ctx, p.Name); err != nil {
-			return errors.Join(err, f.worker.Resume(ctx, p.Name))
+		st, err := f.worker.Status(limited, p.Name)
+		if err != nil {
+			return err
+		}
+		if st.Connector.State != "RUNNING" {
+			return fmt.Errorf("the connector is %s now: it is left alone", st.Connector.State)
+		}
+		if err = f.worker.Stop(limited, p.Name); err == nil {
+			err = f.worker.ResetOffsets(limited, p.Name)
 		}
 		// Whatever becomes of the offsets: a connector that stays stopped would be worse.
-		return errors.Join(f.worker.ResetOffsets(ctx, p.Name), f.worker.Resume(ctx, p.Name))
+		return errors.Join(err, s.resume(ctx, p.Name))
+	case Resume:
+		return s.resume(ctx, p.Name)
 	}
 	return fmt.Errorf("no act %q", act.Kind)
+}
+
+// resume starts a connector that was stopped for a resend. It has a time of its own, and asks every
+// worker again and again: nobody else starts the connector.
+func (s *Supervisor) resume(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, s.resumeTimeout)
+	defer cancel()
+	for {
+		var failed error
+		for _, url := range s.cfg.Workers {
+			ask, cancel := context.WithTimeout(ctx, 5*time.Second)
+			err := connect.Client{URL: url}.Resume(ask, name)
+			cancel()
+			if err == nil || errors.Is(err, connect.ErrNotFound) {
+				return err
+			}
+			failed = errors.Join(failed, err)
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(errStopped, failed)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // dropLost drops the slot only if it is lost at this very moment.
@@ -90,7 +204,7 @@ type Done struct {
 	Connector string    `json:"connector"`
 	Act       Kind      `json:"act"`
 	Reason    string    `json:"reason"`
-	Outcome   string    `json:"outcome"` // done, would (with --dry-run), or the error
+	Outcome   string    `json:"outcome"` // done, would (with --dry-run), begun (a resend, while it goes on), or the error
 }
 
 // Acts reads the newest acts, newest first. p is the first pipeline.

@@ -30,6 +30,8 @@ const (
 	DropSlot Kind = "drop_slot"
 	// Resend has the connector send the retained outbox again.
 	Resend Kind = "resend"
+	// Resume starts a connector again that a resend has stopped, where its supervisor could not.
+	Resume Kind = "resume"
 )
 
 // How long a state may last before it counts. A healthy connector confirms at least every 12 s: a
@@ -57,6 +59,8 @@ type memory struct {
 	confirmed int64
 	moved     time.Time // when confirmed last moved, or could not be expected to
 	acts      map[Kind]past
+	// unfinished is since when a resend is known that was begun and not finished; zero: none.
+	unfinished time.Time
 }
 
 type past struct {
@@ -106,7 +110,7 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	do := func(kind Kind, reason string, values ...any) {
 		if m.allow(now, kind) {
 			acts = append(acts, Act{kind, fmt.Sprintf(reason, values...)})
-			if kind == Restart || kind == DropSlot || kind == EndSender {
+			if kind == Restart || kind == DropSlot || kind == EndSender || kind == Resume {
 				m.since, m.moved = map[string]time.Time{}, now // what comes next is a new story
 			}
 		}
@@ -135,6 +139,8 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	case missing:
 		do(Register, "Kafka Connect does not know the connector")
 	case connector.State == Missing:
+	case connector.State == "STOPPED" && !m.unfinished.IsZero():
+		do(Resume, "it was stopped to send its outbox again, and that was not finished")
 	case connector.State == "PAUSED" || connector.State == "STOPPED":
 		m.moved = now // somebody wants it so
 	case lost:

@@ -141,3 +141,22 @@ func TestPauses(t *testing.T) {
 		t.Errorf("%d restarts in the first 6 s of a new fault", n)
 	}
 }
+
+// A connector that a resend has left stopped is resumed; no other one that is stopped.
+func TestUnfinishedResend(t *testing.T) {
+	begin := time.Now()
+	f, flow := scene(begin)
+	flow.Connector.State, flow.Slot.Active = "STOPPED", false
+	f.Pipelines["x"] = flow
+	m := &memory{unfinished: begin}
+	if acts := decide(begin, "x", f, m); len(acts) != 1 || acts[0].Kind != Resume {
+		t.Errorf("%+v", acts)
+	}
+	if acts := decide(begin.Add(time.Second), "x", f, m); len(acts) != 0 {
+		t.Errorf("without a pause: %+v", acts)
+	}
+	m.unfinished = time.Time{}
+	if acts := decide(begin.Add(time.Hour), "x", f, m); len(acts) != 0 {
+		t.Errorf("somebody has stopped it: %+v", acts)
+	}
+}

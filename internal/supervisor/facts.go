@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,8 +65,11 @@ type Slot struct {
 	// Snapshot is how long the connector has been reading the table itself; nil: it does not. The
 	// slot is not active meanwhile.
 	Snapshot *time.Duration `json:"snapshot_ns,omitempty"`
-	// Silence is how long its reader has said nothing; nil: it has no reader.
+	// Silence is how long its reader has said nothing, as far as it was watched: 0 in the first look. nil: it
+	// has no reader.
 	Silence *time.Duration `json:"silence_ns,omitempty"`
+
+	reader int32 // the walsender's process; 0: none
 }
 
 // Group is the state of a consumer group.
@@ -109,24 +113,29 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 			unknown("Kafka", err)
 		}
 	})
-	slots := make([]*Slot, len(s.cfg.Pipelines))
+	flows := make([]Pipeflow, len(s.cfg.Pipelines))
 	for i, p := range s.cfg.Pipelines {
 		all.Go(func() {
 			var err error
-			if slots[i], err = readSlot(ctx, p); err != nil {
+			if flows[i].Slot, err = readSlot(ctx, p, s.heard[p.Name]); err != nil {
 				unknown("PostgreSQL, "+p.Name, err)
+				return
+			}
+			// Not after Kafka has answered: while it does not, no time would be left.
+			if flows[i].Unseen, err = s.follow(ctx, p, s.watches[p.Name]); err != nil {
+				unknown("the events of "+p.Name, err)
 			}
 		})
 	}
 	all.Wait()
 	for i, p := range s.cfg.Pipelines {
-		flow := Pipeflow{Slot: slots[i], Heartbeat: beats[p.Name]}
+		flows[i].Heartbeat = beats[p.Name]
 		if connectors != nil {
-			flow.Connector = state(connectors, p.Name)
+			flows[i].Connector = state(connectors, p.Name)
 		}
-		f.Pipelines[p.Name] = flow
+		f.Pipelines[p.Name] = flows[i]
 	}
-	s.follow(ctx, &f, unknown)
+	slices.Sort(f.Unknown)
 	f.At = time.Now()
 	return f
 }
@@ -171,7 +180,7 @@ const selectSlot = `
 SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.wal_status, ''),
        coalesce(s.invalidation_reason, ''), coalesce(s.confirmed_flush_lsn - '0/0'::pg_lsn, 0)::bigint,
        coalesce(pg_current_wal_lsn() - s.restart_lsn, 0)::bigint, s.safe_wal_size,
-       extract(epoch FROM clock_timestamp() - coalesce(r.reply_time, r.backend_start))::float8,
+       coalesce(s.active_pid, 0), r.pid || ' ' || r.backend_start || coalesce(' ' || r.reply_time, ''),
        -- Outside of a snapshot Debezium's sessions have no transaction that lasts.
        (SELECT extract(epoch FROM max(clock_timestamp() - a.xact_start))::float8 FROM pg_stat_activity a
         WHERE a.datname = current_database() AND a.application_name LIKE 'Debezium%' AND a.backend_type = 'client backend'
@@ -180,26 +189,45 @@ FROM (VALUES ($1::name)) want (slot_name)
 LEFT JOIN pg_replication_slots s ON s.slot_name = want.slot_name
 LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid`
 
-func readSlot(ctx context.Context, p Pipeline) (*Slot, error) {
+// heard is what a slot's reader has said last, and since when it was that by our own clock. The time
+// in it is of the reader's clock, which may be wrong by any amount.
+type heard struct {
+	said  string
+	since time.Time
+}
+
+// silence is how long the reader has said nothing new. nil: there is none.
+func (h *heard) silence(now time.Time, said *string) *time.Duration {
+	if said == nil {
+		*h = heard{}
+		return nil
+	}
+	if *said != h.said {
+		*h = heard{*said, now}
+	}
+	d := now.Sub(h.since)
+	return &d
+}
+
+func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var s Slot
-	var silence, snapshot *float64
-	err := p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe, &silence, &snapshot)
+	var said *string
+	var snapshot *float64
+	err := p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
+		&s.reader, &said, &snapshot)
 	if err != nil {
+		*h = heard{} // nobody was heard while PostgreSQL did not answer
 		return nil, err
 	}
 	if s.Exists {
 		s.LagBytes = max(0, s.WAL-s.Confirmed)
 	}
-	s.Silence, s.Snapshot = seconds(silence), seconds(snapshot)
-	return &s, nil
-}
-
-func seconds(n *float64) *time.Duration {
-	if n == nil {
-		return nil
+	s.Silence = h.silence(time.Now(), said)
+	if snapshot != nil {
+		d := time.Duration(max(0, *snapshot) * float64(time.Second))
+		s.Snapshot = &d
 	}
-	d := time.Duration(max(0, *n) * float64(time.Second))
-	return &d
+	return &s, nil
 }
 
 // askKafka fills in the topics, the groups and the heartbeats.

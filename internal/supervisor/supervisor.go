@@ -21,11 +21,13 @@
 package supervisor
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -71,7 +73,7 @@ type Config struct {
 	Replicas int16
 	// Consumer names the pipeline whose inbox takes a topic's events; empty: none does.
 	Consumer func(topic string) string
-	// Every is the time from one look to the next. Default 2 s.
+	// Every is the time from one look to the next. Default 2 s, at most [MaxEvery].
 	Every time.Duration
 	// DryRun only says what would be done.
 	DryRun bool
@@ -81,6 +83,9 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// MaxEvery is the longest time from one look to the next: the session that holds the lock must not idle.
+const MaxEvery = 10 * time.Second
+
 // Supervisor looks after a system. [New] makes one, [Supervisor.Run] runs it.
 type Supervisor struct {
 	cfg      Config
@@ -89,9 +94,18 @@ type Supervisor struct {
 	metrics  *metrics
 	watches  map[string]*watch  // by pipeline
 	memories map[string]*memory // by pipeline
+	heard    map[string]*heard  // by pipeline
+
+	// Of the rounds, which come one after the other.
+	complete      bool // everything has answered at least once
+	recalled      bool // what the one that acted before has begun is known
+	lock, unknown trouble
+
+	actTimeout, resumeTimeout time.Duration
 
 	mu     sync.Mutex
-	looked time.Time // the last round, whether it acted or stood by
+	looked time.Time // the last round that succeeded, whether it acted or stood by
+	why    string    // the last one did not
 	leads  bool
 }
 
@@ -102,6 +116,9 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	if cfg.Every == 0 {
 		cfg.Every = 2 * time.Second
+	}
+	if cfg.Every < 0 || cfg.Every > MaxEvery {
+		return nil, fmt.Errorf("supervisor: every is %s: give %s at most", cfg.Every, MaxEvery)
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -116,12 +133,18 @@ func New(cfg Config) (*Supervisor, error) {
 	}
 	s := &Supervisor{
 		cfg: cfg, kafka: kafka, admin: kadm.NewClient(kafka), metrics: newMetrics(),
-		watches: map[string]*watch{}, memories: map[string]*memory{},
+		actTimeout: actTimeout, resumeTimeout: resumeTimeout,
 	}
-	for _, p := range cfg.Pipelines {
-		s.watches[p.Name], s.memories[p.Name] = &watch{}, &memory{}
-	}
+	s.forget()
 	return s, nil
+}
+
+// forget begins anew: what is remembered may be of long ago.
+func (s *Supervisor) forget() {
+	s.watches, s.memories, s.heard, s.recalled = map[string]*watch{}, map[string]*memory{}, map[string]*heard{}, false
+	for _, p := range s.cfg.Pipelines {
+		s.watches[p.Name], s.memories[p.Name], s.heard[p.Name] = &watch{}, &memory{}, &heard{}
+	}
 }
 
 // Close frees what [New] made.
@@ -130,12 +153,13 @@ func (s *Supervisor) Close() { s.kafka.Close() }
 // Registry holds the metrics.
 func (s *Supervisor) Registry() *prometheus.Registry { return s.metrics.registry }
 
-// Ready is nil if the last round is not long ago.
+// Ready is nil if everything that is looked at has answered once since the start, and the lock's database not
+// long ago. What fails later is the supervisor's work, not its fault.
 func (s *Supervisor) Ready() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if age := time.Since(s.looked); age > 30*time.Second+3*s.cfg.Every {
-		return errors.New("the last look at the system is too long ago: the log says why")
+	if time.Since(s.looked) > 30*time.Second+3*s.cfg.Every {
+		return fmt.Errorf("no look at the system has succeeded lately: %s", cmp.Or(s.why, "none has ended"))
 	}
 	return nil
 }
@@ -149,7 +173,7 @@ func (s *Supervisor) Leads() bool {
 
 // Run looks and acts until ctx is done; then it returns nil. What cannot be reached is waited for.
 func (s *Supervisor) Run(ctx context.Context) error {
-	lock := &lock{pool: s.cfg.Pipelines[0].DB}
+	lock := &lock{pool: s.cfg.Pipelines[0].DB, idle: lockIdle}
 	defer lock.release()
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()
@@ -163,92 +187,122 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	}
 }
 
+// staleAfter is how old a look may be that a pipeline's acts are decided from: a new one is better, when the acts on
+// another pipeline have taken so long.
+const staleAfter = 10 * time.Second
+
 // round is one look, and the acts that it leads to.
 func (s *Supervisor) round(ctx context.Context, lock *lock) {
-	leads, err := lock.hold(ctx)
+	held, anew, err := lock.hold(ctx)
 	if ctx.Err() != nil {
 		return
 	}
-	s.mu.Lock()
-	was := s.leads
-	s.leads, s.looked = leads, time.Now()
-	s.mu.Unlock()
+	was := s.Leads()
 	switch {
-	case err != nil && was:
-		s.cfg.Log.Warn("the database of the lock does not answer", "error", err)
-	case leads && !was:
+	case anew:
 		s.cfg.Log.Info("this supervisor acts", "instance", s.cfg.Instance, "dry_run", s.cfg.DryRun)
-		for _, p := range s.cfg.Pipelines { // what was remembered may be of long ago
-			s.watches[p.Name], s.memories[p.Name] = &watch{}, &memory{}
-		}
-	case was && !leads:
+		s.forget()
+	case was && !held && err == nil:
 		s.cfg.Log.Info("another supervisor acts", "instance", s.cfg.Instance)
 	}
-	s.metrics.leads(leads)
-	if !leads {
+	s.setLeads(held)
+	s.lock.tell(s.cfg.Log, of("the lock's database", err))
+	if err != nil {
+		s.ended("the lock's database: " + err.Error())
+		return
+	}
+	if !held && s.complete {
+		s.ended("")
 		return
 	}
 	facts := s.Look(ctx)
+	if held && !s.recalled {
+		err := s.recall(ctx)
+		s.recalled = err == nil
+		facts.Unknown = append(facts.Unknown, of("the table supervisor_acts", err)...)
+	}
 	if ctx.Err() != nil {
 		return
 	}
-	s.metrics.show(facts)
+	s.unknown.tell(s.cfg.Log, facts.Unknown)
+	if s.complete = s.complete || len(facts.Unknown) == 0; s.complete {
+		s.ended("")
+	} else {
+		s.ended(strings.Join(facts.Unknown, "; "))
+	}
+	if held {
+		s.metrics.show(facts)
+		s.act(ctx, lock, facts)
+	}
+}
+
+// act does what the facts lead to, as long as the lock is held.
+func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 	for i, p := range s.cfg.Pipelines {
 		if i == 1 {
 			facts.MissingTopics = nil // one makes them all
 		}
+		if time.Since(facts.At) > staleAfter {
+			return
+		}
+		s.settle(ctx, facts, p)
 		for _, act := range decide(facts.At, p.Name, facts, s.memories[p.Name]) {
-			s.perform(ctx, facts, p, act)
+			if ctx.Err() != nil {
+				return
+			}
+			if !lock.held(ctx) {
+				s.cfg.Log.Warn("the lock is lost: not done", "act", act.Kind, "connector", p.Name, "instance", s.cfg.Instance)
+				s.setLeads(false)
+				return
+			}
+			lock.during(func() { s.perform(ctx, facts, p, act) })
+			if s.complete {
+				s.ended("") // an act may take long
+			}
 		}
 	}
 }
 
-// lock is the advisory lock of the one that acts. It lives as long as its session.
-type lock struct {
-	pool *pgxpool.Pool
-	conn *pgxpool.Conn
+func (s *Supervisor) setLeads(is bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leads = is
+	s.metrics.leads(is)
 }
 
-// lockKey is any number that nobody else uses in this database.
-const lockKey = 0x6f7574626f78 // "outbox"
+// ended remembers why the round did not succeed; "": it did.
+func (s *Supervisor) ended(why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.why = why; why == "" {
+		s.looked = time.Now()
+	}
+}
 
-// hold takes the lock, or makes sure that it is still held.
-func (l *lock) hold(ctx context.Context) (held bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if l.conn != nil {
-		if err = l.conn.Ping(ctx); err == nil {
-			return true, nil
+// trouble is what does not answer.
+type trouble map[string]bool
+
+// tell logs what does not answer when that begins and when it ends, not each time. unknown are lines as in [Facts].
+func (t *trouble) tell(log *slog.Logger, unknown []string) {
+	now := trouble{}
+	for _, line := range unknown {
+		what, err, _ := strings.Cut(line, ": ")
+		if now[what] = true; !(*t)[what] {
+			log.Warn("no answer", "from", what, "error", err)
 		}
-		l.release()
 	}
-	conn, err := l.pool.Acquire(ctx)
-	if err != nil {
-		return false, err
+	for what := range *t {
+		if !now[what] {
+			log.Info("it answers again", "from", what)
+		}
 	}
-	if err := conn.QueryRow(ctx, `SELECT pg_try_advisory_lock($1)`, int64(lockKey)).Scan(&held); err != nil || !held {
-		conn.Release()
-		return false, err
-	}
-	// A leader that is frozen, or whose host is gone, must not keep the others from acting for as long as its
-	// connection seems to live. A round takes no longer than this.
-	if _, err := conn.Exec(ctx, `SET idle_session_timeout = '30s'`); err != nil {
-		_ = conn.Conn().Close(ctx)
-		conn.Release()
-		return false, err
-	}
-	l.conn = conn
-	return true, nil
+	*t = now
 }
 
-// release ends the session, and the lock with it.
-func (l *lock) release() {
-	if l.conn == nil {
-		return
+// of is the line of an error; none if it is nil.
+func of(what string, err error) []string {
+	if err == nil {
+		return nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_ = l.conn.Conn().Close(ctx)
-	l.conn.Release()
-	l.conn = nil
+	return []string{what + ": " + err.Error()}
 }

@@ -1,10 +1,22 @@
 package supervisor_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -28,6 +40,82 @@ type rig struct {
 	admin   *kadm.Client
 	first   supervisor.Pipeline
 	config  supervisor.Config
+	worker  *worker
+	started int
+	now     *supervisor.Supervisor // the one that was started last, and its log
+	log     *logged
+}
+
+// worker lets the supervisor's calls through to Kafka Connect, and a test see them before.
+type worker struct {
+	mu  sync.Mutex
+	see func(method, path string)
+}
+
+func (w *worker) watch(see func(method, path string)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.see = see
+}
+
+func (w *worker) serve(t *testing.T, to string) (address string) {
+	target, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	proxy.ErrorLog = log.New(io.Discard, "", 0) // a call that is given up is none
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w.mu.Lock()
+		see := w.see
+		w.mu.Unlock()
+		if see != nil {
+			see(r.Method, r.URL.Path)
+		}
+		proxy.ServeHTTP(rw, r)
+	}))
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+// logged is a supervisor's log.
+type logged struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (l *logged) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+func (l *logged) logger() *slog.Logger { return slog.New(slog.NewJSONHandler(l, nil)) }
+
+// line is what a test wants of a line.
+type line struct{ Msg, From, Act, Connector, Outcome string }
+
+func (l *logged) lines() (all []line) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for text := range bytes.Lines(l.text.Bytes()) {
+		var one line
+		if err := json.Unmarshal(text, &one); err != nil {
+			panic(err)
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+// count counts the lines with a message about something.
+func (l *logged) count(msg, from string) (n int) {
+	for _, one := range l.lines() {
+		if one.Msg == msg && one.From == from {
+			n++
+		}
+	}
+	return n
 }
 
 // One system serves the tests, one after the other: they break it, and the supervisor mends it.
@@ -50,9 +138,10 @@ func TestSupervisor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &rig{System: s, t: t, connect: connect.Client{URL: s.ConnectURL()}, admin: kadm.NewClient(client), first: pipelines[0], config: supervisor.Config{
-		Pipelines: pipelines, Workers: []string{"http://127.0.0.1:1", s.ConnectURL()}, Brokers: s.Brokers(),
-		Topics: system.Topics(), Replicas: 1, Consumer: system.Consumer, Every: time.Second, Instance: "test",
+	through := &worker{}
+	r := &rig{System: s, t: t, worker: through, connect: connect.Client{URL: s.ConnectURL()}, admin: kadm.NewClient(client), first: pipelines[0], config: supervisor.Config{
+		Pipelines: pipelines, Workers: []string{"http://127.0.0.1:1", through.serve(t, s.ConnectURL())}, Brokers: s.Brokers(),
+		Topics: system.Topics(), Replicas: 1, Consumer: system.Consumer, Every: time.Second,
 	}}
 	for path, body := range map[string]string{"payment-service/accounts/alice/deposits": `{"amount":1000000}`, "stock-service/items/book/receipts": `{"quantity":1000}`} {
 		service, path, _ := strings.Cut(path, "/")
@@ -62,6 +151,22 @@ func TestSupervisor(t *testing.T) {
 	}
 	r.settles("before anything is broken", 20*time.Second)
 
+	r.run("a set-up that is wrong in part is not ready", func(t *testing.T) {
+		wrong := r.config
+		wrong.Pipelines = slices.Clone(wrong.Pipelines)
+		wrong.Pipelines[1].DB = poolOf(t, r.PostgresURL("nowhere"))
+		stop := r.start(wrong)
+		defer stop()
+		r.until("it acts", 20*time.Second, r.now.Leads)
+		r.until("it says what does not answer", 20*time.Second, func() bool { return r.log.count("no answer", "PostgreSQL, stockdb") > 0 })
+		time.Sleep(4 * time.Second) // some rounds
+		if n := r.log.count("no answer", "PostgreSQL, stockdb"); n != 1 {
+			t.Errorf("it is said %d times", n)
+		}
+		if err := r.now.Ready(); err == nil || !strings.Contains(err.Error(), "stockdb") {
+			t.Error(err)
+		}
+	})
 	r.run("a dry run changes nothing", func(t *testing.T) {
 		dry := r.config
 		dry.DryRun = true
@@ -92,9 +197,9 @@ func TestSupervisor(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- second.Run(ctx) }()
-		time.Sleep(2500 * time.Millisecond)
-		if second.Leads() || second.Ready() != nil {
-			t.Errorf("leads %t, ready %v", second.Leads(), second.Ready())
+		r.until("the second supervisor is ready", 20*time.Second, func() bool { return second.Ready() == nil })
+		if second.Leads() {
+			t.Error("both act")
 		}
 		stop() // the first one: the second takes over
 		r.until("the second supervisor acts", 10*time.Second, second.Leads)
@@ -104,6 +209,7 @@ func TestSupervisor(t *testing.T) {
 		}
 		stop = r.start(r.config)
 	})
+	r.run("who loses the lock in the middle of a round acts no more", r.losesTheLock)
 	r.run("a dropped slot is made anew", func(t *testing.T) {
 		for _, sql := range []string{
 			`SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'outbox_orderdb'`,
@@ -121,7 +227,13 @@ func TestSupervisor(t *testing.T) {
 	})
 	r.run("a lost slot is dropped and the outbox sent again", r.lostSlot)
 	r.run("a failed task is started again", r.failedTask)
+	r.run("a task that is RUNNING but stuck is freed", r.stuckTask)
 	r.run("events that Kafka has lost are sent again", r.lostByKafka)
+	r.run("each act is a line, a metric and a row", r.told)
+	r.run("a resend that was not finished is", func(*testing.T) {
+		stop()
+		stop = r.unfinishedResend()
+	})
 	r.run("a paused connector is left alone", func(t *testing.T) {
 		before := r.acts()
 		if err := r.connect.Pause(t.Context(), "stockdb"); err != nil {
@@ -155,10 +267,14 @@ func (r *rig) run(name string, test func(t *testing.T)) {
 // start runs a supervisor until stop is called.
 func (r *rig) start(cfg supervisor.Config) (stop func()) {
 	r.t.Helper()
+	r.started++
+	r.log = &logged{}
+	cfg.Log, cfg.Instance = r.log.logger(), fmt.Sprint("test ", r.started)
 	s, err := supervisor.New(cfg)
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	r.now = s
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
@@ -227,7 +343,7 @@ func (r *rig) act(kind supervisor.Kind, within time.Duration) (found supervisor.
 	r.until(fmt.Sprint("the act ", kind), within, func() bool {
 		acts := r.acts()
 		for _, a := range acts[:len(acts)-before] {
-			if a.Act == kind && a.Connector == "orderdb" {
+			if a.Act == kind && a.Connector == "orderdb" && a.Outcome != "begun" {
 				found = a
 				return true
 			}
@@ -308,14 +424,184 @@ func (r *rig) lostByKafka(t *testing.T) {
 	if _, err := r.admin.DeleteTopic(t.Context(), "stock"); err != nil {
 		t.Fatal(err)
 	}
+	var before string // what the table says when the connector is stopped
+	r.worker.watch(func(_, path string) {
+		if path == "/connectors/orderdb/stop" {
+			_ = r.DB("orderdb").QueryRow(context.Background(), `SELECT act || ' ' || outcome FROM supervisor_acts ORDER BY id DESC LIMIT 1`).Scan(&before)
+		}
+	})
+	defer r.worker.watch(nil)
 	// The supervisor makes the topic, with the partitions that it must have.
 	r.act(supervisor.MakeTopics, 20*time.Second)
 	r.Restart("stock-service")
 	begin := time.Now()
 	r.until("the order settles", 60*time.Second, func() bool { return r.settled(waiting) })
 	t.Logf("lost by Kafka: the order settled after %s", time.Since(begin).Round(10*time.Millisecond))
-	if a := r.acts()[0]; a.Act != supervisor.Resend || a.Outcome != "done" {
-		t.Errorf("the last act is %+v", a)
+	r.until("the resend is done", 20*time.Second, func() bool { a := r.acts()[0]; return a.Act == supervisor.Resend && a.Outcome == "done" })
+	r.worker.watch(nil)
+	if before != "resend begun" {
+		t.Errorf("before the connector was stopped, the last row was %q", before)
+	}
+}
+
+// losesTheLock: two connectors are missing, and the lock is taken away while the first is registered.
+func (r *rig) losesTheLock(t *testing.T) {
+	thief, err := r.DB("orderdb").Acquire(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer thief.Release()
+	var mu sync.Mutex
+	var registered []string
+	var failed error
+	r.worker.watch(func(method, path string) {
+		mu.Lock()
+		defer mu.Unlock()
+		if method != http.MethodPut {
+			return
+		}
+		registered = append(registered, path)
+		if len(registered) > 1 {
+			return
+		}
+		if _, failed = thief.Exec(context.Background(), `SELECT pg_terminate_backend(pid, 5000) FROM pg_locks
+			WHERE locktype = 'advisory' AND granted AND classid = ($1::bigint >> 32)::int4::oid AND objid = ($1::bigint & 4294967295)::oid`, supervisor.LockKey); failed == nil {
+			_, failed = thief.Exec(context.Background(), `SELECT pg_advisory_lock($1)`, supervisor.LockKey)
+		}
+	})
+	defer r.worker.watch(nil)
+	for _, name := range []string{"orderdb", "stockdb"} {
+		if err := r.connect.Delete(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.until("it acts no more", 30*time.Second, func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return failed != nil || len(registered) > 0 && !r.now.Leads()
+	})
+	time.Sleep(3 * time.Second) // some rounds
+	mu.Lock()
+	if failed != nil || len(registered) != 1 {
+		t.Errorf("%v, %v", failed, registered)
+	}
+	mu.Unlock()
+	if _, err := thief.Exec(t.Context(), `SELECT pg_advisory_unlock($1)`, supervisor.LockKey); err != nil {
+		t.Fatal(err)
+	}
+	r.settles("after the lock is free again", 40*time.Second)
+}
+
+// stuckTask: a reader that never says anything takes the slot. Connect says RUNNING.
+func (r *rig) stuckTask(t *testing.T) {
+	var silent *reader
+	r.until("the silent reader has the slot", 20*time.Second, func() bool { // the connector comes back at once, and is faster at times
+		r.exec(`SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = 'outbox_orderdb' AND active_pid IS NOT NULL`)
+		var err error
+		silent, err = newReader(t.Context(), r.PostgresURL("orderdb"), "outbox_orderdb")
+		return err == nil
+	})
+	defer silent.close()
+	waiting := r.place()
+	if act := r.act(supervisor.EndSender, 40*time.Second); act.Outcome != "done" || !strings.Contains(act.Reason, "said nothing") {
+		t.Errorf("%+v", act)
+	}
+	begin := time.Now()
+	r.until("the order settles", 30*time.Second, func() bool { return r.settled(waiting) })
+	t.Logf("stuck task: the order settled %s after its reader was ended", time.Since(begin).Round(10*time.Millisecond))
+	if st, err := r.connect.Status(t.Context(), "orderdb"); err != nil || st.Connector.State != "RUNNING" {
+		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// unfinishedResend: a supervisor that ended in the middle of a resend has left a row, and a stopped connector. The next one
+// resumes it; it resumes none that somebody else has stopped.
+func (r *rig) unfinishedResend() (stop func()) {
+	t := r.t
+	for _, name := range []string{"orderdb", "stockdb"} {
+		if err := r.connect.Stop(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.exec(`INSERT INTO supervisor_acts (instance, connector, act, reason, outcome) VALUES ('killed', 'orderdb', 'resend', 'x', 'begun')`)
+	stop = r.start(r.config)
+	if act := r.act(supervisor.Resume, 20*time.Second); act.Outcome != "done" {
+		t.Errorf("%+v", act)
+	}
+	r.until("its row is settled", 10*time.Second, func() bool {
+		return slices.ContainsFunc(r.acts(), func(a supervisor.Done) bool {
+			return a.Instance == "killed" && a.Outcome == "not finished: the connector was resumed"
+		})
+	})
+	r.until("the connector runs", 20*time.Second, func() bool {
+		st, err := r.connect.Status(t.Context(), "orderdb")
+		return err == nil && st.Connector.State == "RUNNING"
+	})
+	if err := r.connect.Stop(t.Context(), "orderdb"); err != nil { // by somebody
+		t.Fatal(err)
+	}
+	before := len(r.acts())
+	time.Sleep(8 * time.Second) // some rounds, and longer than the pause between two acts
+	for _, name := range []string{"orderdb", "stockdb"} {
+		if st, err := r.connect.Status(t.Context(), name); err != nil || st.Connector.State != "STOPPED" {
+			t.Errorf("%+v, %v", st, err)
+		}
+		if err := r.connect.Resume(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if acts := r.acts(); len(acts) != before {
+		t.Errorf("%+v", acts[:len(acts)-before])
+	}
+	r.settles("resumed", 30*time.Second)
+	return stop
+}
+
+// told compares the acts of the supervisor that runs: in its log, in its metrics, in its rows.
+func (r *rig) told(t *testing.T) {
+	type act struct{ connector, kind, outcome string }
+	count := func(all map[act]int, connector, kind, outcome string, n int) {
+		if outcome != "done" {
+			outcome = "failed"
+		}
+		all[act{connector, kind, outcome}] += n
+	}
+	var lines, metrics, rows map[act]int
+	same := func() bool {
+		lines, metrics, rows = map[act]int{}, map[act]int{}, map[act]int{}
+		for _, l := range r.log.lines() {
+			if l.Act != "" && l.Outcome != "" {
+				count(lines, l.Connector, l.Act, l.Outcome, 1)
+			}
+		}
+		for _, a := range r.acts() {
+			if a.Instance == fmt.Sprint("test ", r.started) {
+				count(rows, a.Connector, string(a.Act), a.Outcome, 1)
+			}
+		}
+		families, err := r.now.Registry().Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				if f.GetName() != "supervisor_acts_total" {
+					continue
+				}
+				label := map[string]string{}
+				for _, l := range m.GetLabel() {
+					label[l.GetName()] = l.GetValue()
+				}
+				count(metrics, label["connector"], label["act"], label["outcome"], int(m.GetCounter().GetValue()))
+			}
+		}
+		return maps.Equal(lines, metrics) && maps.Equal(lines, rows)
+	}
+	for end := time.Now().Add(10 * time.Second); !same() && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		continue
+	}
+	if !same() || lines[act{"orderdb", "resend", "done"}] == 0 || lines[act{"orderdb", "end_sender", "done"}] == 0 {
+		t.Errorf("lines   %v\nmetrics %v\nrows    %v", lines, metrics, rows)
 	}
 }
 

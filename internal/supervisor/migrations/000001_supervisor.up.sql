@@ -6,5 +6,5 @@ CREATE TABLE supervisor_acts (
     connector text        NOT NULL,
     act       text        NOT NULL,
     reason    text        NOT NULL,
-    outcome   text        NOT NULL -- done, would (with --dry-run), or the error
+    outcome   text        NOT NULL -- done, would (with --dry-run), begun (a resend that is not finished), or the error
 );
