@@ -1,5 +1,6 @@
-# Builds the images of the services and of outboxctl: --build-arg PROGRAM=order-service (stock-service,
-# payment-service) or --target program --build-arg PROGRAM=outboxctl. One static binary, no shell, an ordinary user, nothing written.
+# Builds the images of the services, of outboxctl and of the supervisor: --build-arg PROGRAM=order-service (stock-service,
+# payment-service), or --target program or supervisor --build-arg PROGRAM=outboxctl. One static binary, no shell, an ordinary
+# user, nothing written.
 # The first stage builds all of them and does not know PROGRAM, so that Docker builds it once for all
 # images; debezium/Dockerfile begins its stage with the same lines for that reason.
 FROM golang:1.26-bookworm AS build
@@ -23,6 +24,11 @@ LABEL org.opencontainers.image.title="outbox-saga ${PROGRAM}" \
 USER 65532:65532
 ENTRYPOINT ["/program"]
 
-# The binary asks its own /readyz: the database answers, the consumer has its partitions, tomorrow's exist.
+# outboxctl as the supervisor. It asks its own /readyz: it has looked at the system lately.
+FROM program AS supervisor
+HEALTHCHECK --interval=3s --timeout=4s --retries=2 --start-period=20s CMD ["/program", "healthcheck", "http://127.0.0.1:8084/readyz"]
+CMD ["supervise", "--connectors", "/connectors", "--addr", ":8084"]
+
+# A service. It asks its own /readyz: the database answers, the consumer has its partitions, tomorrow's exist.
 FROM program
 HEALTHCHECK --interval=3s --timeout=4s --retries=2 --start-period=20s CMD ["/program", "healthcheck"]

@@ -51,13 +51,12 @@ if [ $# = 0 ]; then
   go test -count=1 -v -run 'TestPoisonGoesAside' ./internal/systemtest | grep -v level=
 fi
 
-packages=("$@")
-if [ $# = 0 ] && [ "${TEST_STACK:-native}" = docker ]; then
-  # These two test the native stack itself, and its scripts.
-  while read -r package; do packages+=("$package"); done < <(go list ./... | grep -v -e '/internal/devstack$' -e '/cmd/outboxctl$')
-elif [ $# = 0 ]; then
+packages=("$@") skip=()
+if [ $# = 0 ]; then
   packages=(./...)
+  # These test the native stack itself, and its scripts.
+  [ "${TEST_STACK:-native}" = native ] || skip=(-skip '^(TestLife|TestKilledProgram|TestCluster|TestRefusals|TestScripts|TestUpWithTakenPort)$')
 fi
 step "go test $race ${packages[*]}"
 # -p 2: each package with a stack of its own needs about 1 GiB and a core.
-go test $race -count=1 -timeout 14m -p 2 "${packages[@]}"
+go test $race -count=1 -timeout 14m -p 2 ${skip[@]+"${skip[@]}"} "${packages[@]}"

@@ -14,6 +14,7 @@ import (
 	"outboxsaga/internal/system"
 
 	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 )
@@ -36,7 +37,9 @@ func newConnectorsCommand() *cobra.Command {
 	c.AddCommand(
 		&cobra.Command{Use: "register", Short: "Register the connectors and wait until each streams", Args: cobra.NoArgs,
 			RunE: func(cmd *cobra.Command, _ []string) error { return connectors(cmd, o, true) }},
-		&cobra.Command{Use: "check", Short: "Succeed if every connector streams", Args: cobra.NoArgs,
+		&cobra.Command{Use: "check", Short: "Succeed if the worker works and every connector streams", Args: cobra.NoArgs,
+			Long: `Succeed if the worker works, every connector is RUNNING with its slot active, and, where KAFKA_BROKERS is set,
+a broker answers and the newest heartbeat of every connector is no older than ` + connect.MaxSilence.String() + `. The health check of the worker's container.`,
 			RunE: func(cmd *cobra.Command, _ []string) error { return connectors(cmd, o, false) }},
 	)
 	return c
@@ -53,16 +56,13 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 	ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 	defer cancel()
 	client := connect.Client{URL: strings.TrimSuffix(o.connect, "/")}
+	var all errgroup.Group
 	if !register {
-		// Without its brokers a worker goes on saying RUNNING, and notices late itself.
 		if err := system.Ask(ctx, client.URL+"/health"); err != nil {
 			return fmt.Errorf("the worker does not work: %w", err)
 		}
-		if err := pingBrokers(ctx, os.Getenv("KAFKA_BROKERS")); err != nil {
-			return err
-		}
+		all.Go(func() error { return checkKafka(ctx, os.Getenv("KAFKA_BROKERS"), files) })
 	}
-	var all errgroup.Group
 	for _, f := range files {
 		all.Go(func() error {
 			database, err := url.Parse(o.database)
@@ -87,8 +87,9 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 	return all.Wait()
 }
 
-// pingBrokers is nil if one of the brokers, host:port with commas between, answers, and where none is named.
-func pingBrokers(ctx context.Context, brokers string) error {
+// checkKafka is nil if a broker, host:port with commas between, answers and every connector beats, and where no broker is
+// named. Without its brokers a worker goes on saying RUNNING, and notices late itself.
+func checkKafka(ctx context.Context, brokers string, files []connect.File) error {
 	if brokers == "" {
 		return nil
 	}
@@ -100,7 +101,11 @@ func pingBrokers(ctx context.Context, brokers string) error {
 	if err := client.Ping(ctx); err != nil {
 		return fmt.Errorf("no broker answers at %s: %w", brokers, err)
 	}
-	return nil
+	names := make([]string, len(files))
+	for i, f := range files {
+		names[i] = f.Name
+	}
+	return connect.CheckBeats(ctx, kadm.NewClient(client), names...)
 }
 
 // put registers a connector with a worker that may still be starting.

@@ -1,8 +1,9 @@
 // Package connect speaks to Kafka Connect's REST API, as far as connectors of the
 // outbox need it.
 //
-// Connect says RUNNING also while nothing flows. [WaitStreaming] therefore asks
-// PostgreSQL as well: a connector streams when its slot is active.
+// Connect says RUNNING also while nothing flows. [Client.WaitStreaming] therefore asks
+// PostgreSQL as well: a connector streams when its slot is active. [CheckBeats] asks Kafka too:
+// what is read may still not arrive.
 package connect
 
 import (

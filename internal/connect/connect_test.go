@@ -16,6 +16,7 @@ import (
 
 	"outboxsaga/internal/connect"
 	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/provision"
 	"outboxsaga/internal/stacktest"
 	"outboxsaga/internal/system"
 
@@ -44,9 +45,10 @@ func TestWorker(t *testing.T) {
 	t.Run("settings that are wrong", func(t *testing.T) { wrongSettings(t, client) })
 	t.Run("a worker without the plugin", func(t *testing.T) { withoutPlugin(t, s) })
 	t.Run("the script", func(t *testing.T) { script(t, s, client) })
+	t.Run("nothing flows", func(t *testing.T) { nothingFlows(t, s, client) })
 	t.Run("a slot that is gone", func(t *testing.T) { slotGone(t, s, client) })
 	t.Run("delete", func(t *testing.T) {
-		if err := client.Delete(ctx, "orderdb"); err != nil {
+		if err := client.Delete(t.Context(), "orderdb"); err != nil {
 			t.Fatal(err)
 		}
 		until(t, "it is gone", func() bool {
@@ -203,6 +205,47 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 	if out, err := register("CONNECT_URL=http://127.0.0.1:1"); err == nil || !strings.Contains(out, "does not answer") || strings.Count(out, "\n") != 1 {
 		t.Errorf("without a worker: %v: %s", err, out)
 	}
+}
+
+// nothingFlows: the connector is RUNNING and reads its slot, and its producer waits for a topic that is not
+// there. The health check of the worker's container must see that, by the heartbeats.
+func nothingFlows(t *testing.T, s *devstack.Stack, client connect.Client) {
+	check := func() error {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(s.Dir(), "bin", "outboxctl"), "connectors", "check", "--timeout", "3s",
+			"--dir", filepath.Join(stacktest.Root(), "connectors"))
+		cmd.Env = append(os.Environ(), "CONNECT_URL="+s.ConnectURL(), "CONNECTOR_DATABASE_URL="+s.PostgresURL("postgres"), "KAFKA_BROKERS="+strings.Join(s.Brokers(), ","))
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	until(t, "all flows", func() bool { return check() == nil })
+	kafka, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kafka.Close()
+	if gone, err := kadm.NewClient(kafka).DeleteTopics(t.Context(), "stock"); err != nil || gone.Error() != nil {
+		t.Fatal(err, gone)
+	}
+	begin := time.Now()
+	admin(t, s, "orderdb", `INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload) VALUES (uuidv7(), 'stock', 'order', 'o2', 'test', '{}')`)
+	until(t, "the check fails", func() bool { err = check(); return err != nil })
+	if !strings.Contains(err.Error(), "connector orderdb has sent no heartbeat for ") {
+		t.Error(err)
+	}
+	t.Logf("found %.1f s after the event: %v", time.Since(begin).Seconds(), err)
+	if err := client.WaitStreaming(t.Context(), "orderdb", s.PostgresURL("orderdb"), "outbox_orderdb"); err != nil {
+		t.Error("Connect and the slot do not say that all is well:", err)
+	}
+	if err := provision.Topics(t.Context(), s.Brokers(), 1, system.Topics()...); err != nil {
+		t.Fatal(err)
+	}
+	if !arrived(t, s, "stock", "o2") {
+		t.Error("the event has not arrived")
+	}
+	until(t, "all flows again", func() bool { err = check(); return err == nil })
 }
 
 // slotGone: Connect says RUNNING; the slot tells the truth.

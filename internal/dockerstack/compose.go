@@ -5,8 +5,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"go.yaml.in/yaml/v4"
 )
@@ -35,6 +37,7 @@ type Service struct {
 	CapAdd      []string          `yaml:"cap_add"`
 	SecurityOpt []string          `yaml:"security_opt"`
 	MemLimit    string            `yaml:"mem_limit"`
+	StopGrace   time.Duration     `yaml:"stop_grace_period"`
 	ShmSize     string            `yaml:"shm_size"`
 	Healthcheck map[string]any    `yaml:"healthcheck"`
 }
@@ -66,9 +69,9 @@ func ReadCompose(root string, env func(name string) (string, bool)) (Compose, er
 	return c, nil
 }
 
-var variable = regexp.MustCompile(`\$\{([A-Z_][A-Z0-9_]*)(?:(:-)([^}]*))?\}`)
+var variable = regexp.MustCompile(`\$\{([A-Z_][A-Z0-9_]*)(?:(:[-?])([^}]*))?\}`)
 
-// interpolate replaces ${NAME} and ${NAME:-default}.
+// interpolate replaces ${NAME}, ${NAME:-default} and ${NAME:?what to do where it is not set}.
 func interpolate(text string, env func(string) (string, bool)) (string, error) {
 	var missing []string
 	text = variable.ReplaceAllStringFunc(text, func(found string) string {
@@ -76,10 +79,17 @@ func interpolate(text string, env func(string) (string, bool)) (string, error) {
 		if value, ok := env(part[1]); ok && value != "" {
 			return value
 		}
-		if part[2] == "" {
-			missing = append(missing, part[1])
+		if part[2] == ":-" {
+			return part[3]
 		}
-		return part[3]
+		what := part[1]
+		if part[3] != "" {
+			what += " (" + part[3] + ")"
+		}
+		if !slices.Contains(missing, what) {
+			missing = append(missing, what)
+		}
+		return ""
 	})
 	if missing != nil {
 		return "", fmt.Errorf("no value for %s", strings.Join(missing, ", "))

@@ -2,6 +2,7 @@ package dockerstack
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"io/fs"
 	"maps"
@@ -9,8 +10,10 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 const root = "../.."
@@ -127,7 +130,7 @@ func TestWorkersOfComposeReadTheSharedFile(t *testing.T) {
 			t.Errorf("%s has files or a command besides its image's: %q %q", name, s.Volumes, s.Command)
 		}
 		for variable := range s.Environment {
-			if !slices.Contains([]string{"CONNECT_BOOTSTRAP_SERVERS", "CONNECT_ADVERTISED_HOST", "CONNECT_REPLICATION_FACTOR", "CONNECT_URL", "CONNECTOR_DATABASE_URL", "KAFKA_BROKERS", "KAFKA_HEAP_OPTS"}, variable) &&
+			if !slices.Contains([]string{"CONNECT_BOOTSTRAP_SERVERS", "CONNECT_ADVERTISED_HOST", "CONNECT_REPLICATION_FACTOR", "CONNECTOR_DATABASE_URL", "KAFKA_BROKERS", "KAFKA_HEAP_OPTS"}, variable) &&
 				!strings.HasPrefix(variable, "CDC_") {
 				t.Errorf("%s sets %s, which is no address", name, variable)
 			}
@@ -166,10 +169,6 @@ func TestOneImageBringsConnectorsAndMigrations(t *testing.T) {
 }
 
 func TestEveryContainerIsConfined(t *testing.T) {
-	dockerfile, err := os.ReadFile("../../Dockerfile")
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, s := range compose(t, nil).Services {
 		if s.MemLimit == "" || !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
 			t.Errorf("%s: memory limit %q, drops %q, security %q", name, s.MemLimit, s.CapDrop, s.SecurityOpt)
@@ -185,9 +184,80 @@ func TestEveryContainerIsConfined(t *testing.T) {
 				t.Errorf("%s publishes %s, not on loopback: %v", name, p, err)
 			}
 		}
-		fromImage := strings.Contains(string(dockerfile), "\nHEALTHCHECK ") && s.Build != nil && s.Build.Context == "." && s.Build.Dockerfile == "" && s.Build.Target == ""
-		if s.Restart == "unless-stopped" && s.Healthcheck == nil && !fromImage && !slices.Contains([]string{"balancer", "kafka-ui"}, name) {
+		if s.Restart == "unless-stopped" && s.Healthcheck == nil && !checksItself(t, s.Build) && !slices.Contains([]string{"balancer", "kafka-ui"}, name) {
 			t.Errorf("%s has no health check", name)
+		}
+	}
+}
+
+// checksItself says whether the image has a health check.
+func checksItself(t *testing.T, b *Build) bool {
+	if b == nil {
+		return false
+	}
+	stages := regexp.MustCompile(`(?m)^FROM `).Split(read(t, cmp.Or(b.Dockerfile, "Dockerfile")), -1)
+	last := stages[len(stages)-1]
+	for _, stage := range stages {
+		if first, _, _ := strings.Cut(stage, "\n"); b.Target != "" && strings.HasSuffix(first, " AS "+b.Target) {
+			last = stage
+		}
+	}
+	return strings.Contains(last, "\nHEALTHCHECK ")
+}
+
+// What runs for long gets the time to end by itself, and our programs know the memory they have.
+func TestEveryContainerMayEndByItself(t *testing.T) {
+	for name, s := range compose(t, nil).Services {
+		want := 30 * time.Second
+		switch {
+		case s.Restart == "" || s.Build == nil && name != "postgres" && !strings.HasPrefix(name, "kafka"), name == "kafka-ui":
+			continue
+		case s.Build != nil && s.Build.Dockerfile == "": // ours
+			want = 20 * time.Second
+			limit, err := bytes(s.MemLimit)
+			if mebibytes, ok := strings.CutSuffix(s.Environment["GOMEMLIMIT"], "MiB"); err != nil || !ok {
+				t.Errorf("%s has the limit %q, and GOMEMLIMIT %q", name, s.MemLimit, s.Environment["GOMEMLIMIT"])
+			} else if n, err := strconv.ParseInt(mebibytes, 10, 64); err != nil || n<<20 > limit*9/10 || n<<20 < limit/2 {
+				t.Errorf("%s has GOMEMLIMIT %q of %s, want half to nine tenths: %v", name, s.Environment["GOMEMLIMIT"], s.MemLimit, err)
+			}
+		}
+		if s.StopGrace != want {
+			t.Errorf("%s has %s to end by itself, want %s", name, s.StopGrace, want)
+		}
+	}
+}
+
+// The native stack resolves its versions from the pom.xml; containers must run the same ones.
+func TestVersionsAgree(t *testing.T) {
+	pom := read(t, "debezium/pom.xml")
+	version := func(of string) string {
+		found := regexp.MustCompile(`<` + of + `\.version>(.+)</`).FindStringSubmatch(pom)
+		if found == nil {
+			t.Fatalf("debezium/pom.xml has no version of %s", of)
+		}
+		return found[1]
+	}
+	kafka := "apache/kafka:" + version("kafka")
+	major, _, _ := strings.Cut(version("postgres"), ".")
+	c := compose(t, nil)
+	for name, s := range c.Services {
+		switch {
+		case strings.HasPrefix(s.Image, "apache/kafka") && s.Image != kafka:
+			t.Errorf("%s runs %s, the native stack %s", name, s.Image, kafka)
+		case strings.HasPrefix(s.Image, "postgres") && s.Image != "postgres:"+major:
+			t.Errorf("%s runs %s, the native stack PostgreSQL %s", name, s.Image, version("postgres"))
+		}
+	}
+	if c.Services["kafka"].Image != kafka || c.Services["postgres"].Image != "postgres:"+major {
+		t.Errorf("kafka and postgres run %s and %s", c.Services["kafka"].Image, c.Services["postgres"].Image)
+	}
+	if !strings.Contains(read(t, "debezium/Dockerfile"), "\nFROM "+kafka+"\n") {
+		t.Error("debezium/Dockerfile does not begin with", kafka)
+	}
+	golang := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(read(t, "go.mod"))
+	for _, file := range []string{"Dockerfile", "debezium/Dockerfile"} {
+		if !strings.Contains(read(t, file), "FROM golang:"+golang[1]+"-") {
+			t.Errorf("%s does not build with Go %s, which go.mod asks for", file, golang[1])
 		}
 	}
 }
@@ -316,13 +386,13 @@ func TestInterpolate(t *testing.T) {
 		return map[string]string{"A": "1", "EMPTY": ""}[name], name == "A" || name == "EMPTY"
 	}
 	for text, want := range map[string]string{
-		"${A}": "1", "${A:-2}": "1", "${B:-2}": "2", "${B:-}": "", "x${EMPTY:-3}y": "x3y", "127.0.0.1:${B:-5432}:5432": "127.0.0.1:5432:5432", "$A": "$A",
+		"${A}": "1", "${A:?see B}": "1", "${A:-2}": "1", "${B:-2}": "2", "${B:-}": "", "x${EMPTY:-3}y": "x3y", "127.0.0.1:${B:-5432}:5432": "127.0.0.1:5432:5432", "$A": "$A",
 	} {
 		if got, err := interpolate(text, env); got != want || err != nil {
 			t.Errorf("%s: %q, %v, want %q", text, got, err, want)
 		}
 	}
-	if _, err := interpolate("${B} ${A} ${C}", env); err == nil || !strings.Contains(err.Error(), "B, C") {
+	if _, err := interpolate("${B} ${A} ${C:?see .env} ${C:?see .env} ${B}", env); err == nil || !strings.HasSuffix(err.Error(), "for B, C (see .env)") {
 		t.Error(err)
 	}
 }

@@ -2,9 +2,9 @@ package dockerstack_test
 
 import (
 	"bufio"
-	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,19 +24,30 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// child tells this program to be a test program that gets killed: see TestNothingIsLeft.
+// child tells this program to be a test program that ends badly, and how: see TestNothingIsLeft.
 const child = "DOCKERSTACK_TEST_CHILD"
 
-func TestMain(m *testing.M) {
-	if os.Getenv(child) != "" {
-		stack, err := stacktest.New("killed")
-		if err == nil {
-			err = stack.UpOnly(context.Background(), devstack.Postgres)
-		}
-		fmt.Println(filepath.Base(stack.Dir()), err)
-		select {}
+func TestMain(m *testing.M) { stacktest.Main(m) }
+
+// TestChild is the test of the child. It starts a container, says at which port, and ends badly when it is told to.
+func TestChild(t *testing.T) {
+	how := os.Getenv(child)
+	if how == "" {
+		t.Skip("is run by TestNothingIsLeft")
 	}
-	stacktest.Main(m)
+	url, err := pgx.ParseConfig(stacktest.Database(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("port %d\n", url.Port)
+	_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
+	switch how {
+	case "test fails":
+		t.Fatal("as it was told to")
+	case "test panics":
+		panic("as it was told to")
+	}
+	select {}
 }
 
 // The test stack, of processes or of containers, runs with what the shared files say: asked is what runs.
@@ -199,40 +210,58 @@ func TestImages(t *testing.T) {
 	}
 }
 
-// A test program that is killed, even with kill -9, leaves no container, network or volume.
+// A test program whose test fails or panics, or that is killed, even with kill -9, leaves no container, network or volume.
 func TestNothingIsLeft(t *testing.T) {
 	if os.Getenv("TEST_STACK") != "docker" {
 		t.Skip("needs TEST_STACK=docker")
 	}
-	for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGINT, syscall.SIGTERM} {
-		t.Run(signal.String(), func(t *testing.T) {
-			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), child+"=1")
-			cmd.Stderr = os.Stderr
+	signals := map[string]syscall.Signal{"kill -9": syscall.SIGKILL, "Ctrl-C": syscall.SIGINT, "kill": syscall.SIGTERM}
+	for _, how := range []string{"test fails", "test panics", "kill -9", "Ctrl-C", "kill"} {
+		t.Run(how, func(t *testing.T) {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestChild$", "-test.count=1")
+			cmd.Env = append(os.Environ(), child+"="+how)
+			tell, err := cmd.StdinPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
 			out, err := cmd.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
 			}
+			cmd.Stderr = cmd.Stdout
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			line, err := bufio.NewReader(out).ReadString('\n')
-			name, problem, _ := strings.Cut(strings.TrimSpace(line), " ")
-			if err != nil || problem != "<nil>" {
-				t.Fatal(line, err)
+			said := bufio.NewReader(out)
+			var published string
+			for ok := false; !ok; {
+				line, err := said.ReadString('\n')
+				if err != nil {
+					t.Fatal(line, err)
+				}
+				published, ok = strings.CutPrefix(strings.TrimSpace(line), "port ")
 			}
+			id, name, _ := strings.Cut(docker(t, "ps", "--no-trunc", "--filter", "publish="+published, "--format", `{{.ID}} {{.Label "`+dockerstack.Label+`"}}`), " ")
 			label := "label=" + dockerstack.Label + "=" + name
-			if docker(t, "ps", "--quiet", "--filter", label) == "" || docker(t, "network", "ls", "--quiet", "--filter", label) == "" {
-				t.Fatal("nothing runs")
+			if name == "" || docker(t, "network", "ls", "--quiet", "--filter", label) == "" {
+				t.Fatalf("nothing runs: %q %q", id, name)
 			}
-			volumes := strings.Fields(docker(t, "inspect", "--format", `{{range .Mounts}}{{if eq .Type "volume"}}{{.Name}} {{end}}{{end}}`, name+"-"+devstack.Postgres))
+			volumes := strings.Fields(docker(t, "inspect", "--format", `{{range .Mounts}}{{if eq .Type "volume"}}{{.Name}} {{end}}{{end}}`, id))
 			if len(volumes) == 0 {
 				t.Fatal("the data is in no volume")
 			}
-			if err := cmd.Process.Signal(signal); err != nil {
+			if signal, ok := signals[how]; ok {
+				err = cmd.Process.Signal(signal)
+			} else {
+				_, err = fmt.Fprintln(tell)
+			}
+			if err != nil {
 				t.Fatal(err)
 			}
-			_ = cmd.Wait()
+			rest, _ := io.ReadAll(said)
+			if err := cmd.Wait(); err == nil || signals[how] == 0 && !strings.Contains(string(rest), "as it was told to") {
+				t.Errorf("it ends well? %v: %s", err, rest)
+			}
 			begin := time.Now()
 			for {
 				left := docker(t, "ps", "--all", "--quiet", "--filter", label) + docker(t, "network", "ls", "--quiet", "--filter", label)
@@ -240,11 +269,11 @@ func TestNothingIsLeft(t *testing.T) {
 					break
 				}
 				if time.Since(begin) > 30*time.Second {
-					t.Fatalf("30 s after the kill there is still: %s", left)
+					t.Fatalf("30 s after its end there is still: %s", left)
 				}
 				time.Sleep(100 * time.Millisecond)
 			}
-			t.Logf("all is gone %.1f s after %s", time.Since(begin).Seconds(), signal)
+			t.Logf("all is gone %.1f s after its end", time.Since(begin).Seconds())
 			for _, volume := range volumes {
 				if docker(t, "volume", "ls", "--quiet", "--filter", "name="+volume) != "" {
 					t.Errorf("the volume %s is left", volume)
