@@ -83,7 +83,7 @@ failed=0
 bar() { # bar WHAT SECONDS LIMIT
   local verdict=ok
   if awk -v s="$2" -v l="$3" 'BEGIN { exit !(s > l) }'; then verdict="TOO LONG"; failed=1; fi
-  printf '  %-52s %6.1f s  (<= %s s) %s\n' "$1" "$2" "$3" "$verdict"
+  printf '  %-64s %6.1f s  (<= %s s) %s\n' "$1" "$2" "$3" "$verdict"
 }
 wrong() { printf '  WRONG: %s\n' "$*" >&2; failed=1; }
 
@@ -120,7 +120,7 @@ put_in() { # put_in: goods and money
 echo "== build"
 begin=$(now)
 dc build >"$work/build" 2>&1 || { tail -20 "$work/build" >&2; die "the images cannot be built"; }
-printf '  %-52s %6.1f s\n' "images built (from Docker's cache where it can)" "$(since "$begin")"
+printf '  %-64s %6.1f s\n' "images built (from Docker's cache where it can)" "$(since "$begin")"
 
 echo "== images"
 for image in order-service stock-service payment-service supervisor outboxctl; do
@@ -332,7 +332,7 @@ end() {
     left=$(docker $kind ls -q $([ $kind != container ] || echo -a) --filter "label=com.docker.compose.project=$project")
     [ -z "$left" ] || wrong "down -v left a $kind: $left"
   done
-  printf '  %-52s %6.1f s\n' "down -v, nothing is left" "$(since "$begin")"
+  printf '  %-64s %6.1f s\n' "down -v, nothing is left" "$(since "$begin")"
 }
 end
 

@@ -21,7 +21,6 @@
 package supervisor
 
 import (
-	"cmp"
 	"context"
 	"embed"
 	"errors"
@@ -153,13 +152,16 @@ func (s *Supervisor) Close() { s.kafka.Close() }
 // Registry holds the metrics.
 func (s *Supervisor) Registry() *prometheus.Registry { return s.metrics.registry }
 
-// Ready is nil if everything that is looked at has answered once since the start, and the lock's database not
-// long ago. What fails later is the supervisor's work, not its fault.
+// Ready is nil if the last look has ended lately, and everything has answered it that this supervisor needs: the
+// lock's database, and of the one that acts also the others, Kafka and Connect.
 func (s *Supervisor) Ready() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.looked) > 30*time.Second+3*s.cfg.Every {
-		return fmt.Errorf("no look at the system has succeeded lately: %s", cmp.Or(s.why, "none has ended"))
+	switch {
+	case s.why != "":
+		return fmt.Errorf("the last look at the system did not succeed: %s", s.why)
+	case time.Since(s.looked) > 30*time.Second+3*s.cfg.Every:
+		return errors.New("no look at the system has ended lately")
 	}
 	return nil
 }
@@ -225,11 +227,8 @@ func (s *Supervisor) round(ctx context.Context, lock *lock) {
 		return
 	}
 	s.unknown.tell(s.cfg.Log, facts.Unknown)
-	if s.complete = s.complete || len(facts.Unknown) == 0; s.complete {
-		s.ended("")
-	} else {
-		s.ended(strings.Join(facts.Unknown, "; "))
-	}
+	s.ended(strings.Join(facts.Unknown, "; "))
+	s.complete = s.complete || len(facts.Unknown) == 0
 	if held {
 		s.metrics.show(facts)
 		s.act(ctx, lock, facts)
@@ -256,9 +255,7 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 				return
 			}
 			lock.during(func() { s.perform(ctx, facts, p, act) })
-			if s.complete {
-				s.ended("") // an act may take long
-			}
+			s.ended(strings.Join(facts.Unknown, "; ")) // an act may take long
 		}
 	}
 }
