@@ -3,7 +3,7 @@
 # real PostgreSQL, Kafka and Debezium that the tests start themselves, on free ports, beside
 # whatever runs already.
 #
-#   scripts/test.sh              everything (about 6 minutes on 2 cores)
+#   scripts/test.sh              everything (6 to 14 minutes on 2 cores)
 #   scripts/test.sh ./inbox/...  the tests of some packages only
 #   TEST_STACK=docker scripts/test.sh    PostgreSQL, Kafka and Connect in containers, for the same tests
 set -euo pipefail
@@ -58,5 +58,6 @@ if [ $# = 0 ]; then
   [ "${TEST_STACK:-native}" = native ] || skip=(-skip '^(TestLife|TestKilledProgram|TestCluster|TestRefusals|TestScripts|TestUpWithTakenPort)$')
 fi
 step "go test $race ${packages[*]}"
-# -p 2: each package with a stack of its own needs about 1 GiB and a core.
-go test $race -count=1 -timeout 14m -p 2 ${skip[@]+"${skip[@]}"} "${packages[@]}"
+# Each package with a stack of its own needs about 1 GiB and two cores: on fewer, what two of them wait for comes too late.
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+go test $race -count=1 -timeout 25m -p $((cores < 4 ? 1 : 2)) ${skip[@]+"${skip[@]}"} "${packages[@]}"

@@ -549,7 +549,7 @@ func TestARunningSystemIsClean(t *testing.T) {
 			t.Fatal(code, err)
 		}
 	}
-	ctx, stop := context.WithTimeout(t.Context(), 8*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), 12*time.Second)
 	defer stop()
 	placed := make(chan int, 4)
 	for i := range 4 {
@@ -561,7 +561,7 @@ func TestARunningSystemIsClean(t *testing.T) {
 			placed <- n
 		}()
 	}
-	a := New(db, Options{Grace: 3 * time.Second})
+	a := New(db, Options{Grace: 5 * time.Second}) // as slow machines need while the JVMs compile
 	for ctx.Err() == nil {
 		wrong, err := Conservation(t.Context(), db)
 		if err != nil || len(wrong) > 0 {
