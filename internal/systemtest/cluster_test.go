@@ -41,8 +41,10 @@ func TestCluster(t *testing.T) {
 		l.stop()
 		for _, s := range system.Services() {
 			for i := range 2 {
-				if n := handled(w.t, w.URL(s.Name, i)); n == 0 {
-					w.t.Errorf("instance %d of %s handles nothing", i+1, s.Name)
+				for end := time.Now().Add(30 * time.Second); handled(w.t, w.URL(s.Name, i)) == 0; time.Sleep(50 * time.Millisecond) {
+					if time.Now().After(end) {
+						w.t.Fatalf("instance %d of %s handles nothing", i+1, s.Name)
+					}
 				}
 			}
 		}
