@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -36,7 +37,7 @@ func TestCluster(t *testing.T) {
 		}
 	}
 	run("both instances work", func(w *world) {
-		l := w.loadBy(200, b.order)
+		l := w.loadBy(pace(200), b.order)
 		l.more(w.t, 300)
 		l.stop()
 		for _, s := range system.Services() {
@@ -51,7 +52,7 @@ func TestCluster(t *testing.T) {
 	})
 	run("rolling restart", func(w *world) { w.rollingRestart(b) })
 	run("service killed", func(w *world) {
-		l := w.loadBy(100, b.order)
+		l := w.loadBy(pace(100), b.order)
 		defer l.stop()
 		var took []time.Duration
 		for i, s := range system.Services() {
@@ -75,7 +76,7 @@ func TestCluster(t *testing.T) {
 		w.bar("broker", took, 10*time.Second)
 	})
 	run("coordinator frozen", func(w *world) {
-		l := w.loadBy(50, b.order) // offsets to commit
+		l := w.loadBy(pace(50), b.order) // offsets to commit
 		defer l.stop()
 		name := w.coordinator("payment-service")
 		defer w.signal(name, syscall.SIGCONT)
@@ -250,14 +251,22 @@ func (w *world) bar(what string, took []time.Duration, bar time.Duration) {
 	slices.Sort(took)
 	median := took[len(took)/2]
 	w.t.Logf("%s killed: median %.1f s, worst %.1f s; the bar is %s", what, median.Seconds(), took[len(took)-1].Seconds(), bar)
-	if median > 2*bar {
+	if median > 2*bar && !stacktest.Race {
 		w.t.Errorf("%s killed: the median is %s, more than twice the bar of %s", what, median, bar)
 	}
 }
 
+// pace is how many orders a second a load has: three brokers and two workers leave fewer than four cores little.
+func pace(perSecond int) int {
+	if runtime.NumCPU() < 4 {
+		return perSecond / 4
+	}
+	return perSecond
+}
+
 // All instances of all services are restarted one by one while orders come: no request fails, none is slow.
 func (w *world) rollingRestart(b *balancer) {
-	l := w.loadBy(200, b.order)
+	l := w.loadBy(pace(200), b.order)
 	l.more(w.t, 200)
 	begin, before := time.Now(), l.count()
 	for _, s := range system.Services() {
@@ -302,7 +311,7 @@ func (w *world) kafkaDown(b *balancer) {
 			w.t.Fatalf("KAFKA_DOWN: %v", err)
 		}
 	}
-	l := w.loadBy(50, b.order)
+	l := w.loadBy(pace(50), b.order)
 	l.more(w.t, 50)
 	for _, name := range w.BrokerNames() {
 		w.Kill(name)
