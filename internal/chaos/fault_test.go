@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/supervisor"
 	"outboxsaga/internal/system"
 )
 
@@ -92,7 +93,7 @@ func TestTheSupervisorThatActsIsStopped(t *testing.T) {
 		}
 		for seed := range uint64(20) {
 			f, ok := k.make(rand.New(rand.NewPCG(seed, 1))).(*actingStopped)
-			if !ok || f.hold <= lockIdle || f.clock != fromFaultUnhealed {
+			if !ok || f.hold <= supervisor.LockIdle || f.clock != fromFaultUnhealed {
 				t.Fatalf("%+v", f)
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/supervisor"
 	"outboxsaga/internal/system"
 )
 
@@ -29,7 +30,7 @@ func (w *world) groups() []group {
 	}
 	return []group{
 		{"service", all, 6 * time.Second},
-		{"supervisor", w.supervisors, lockIdle},
+		{"supervisor", w.supervisors, supervisor.LockIdle},
 		{"worker", w.workers, 10 * time.Second},
 		{"broker", w.brokers, 3 * time.Second},
 		{"Postgres", []string{devstack.Postgres}, 5 * time.Second},
@@ -120,12 +121,8 @@ type actingStopped struct {
 	process string
 }
 
-const (
-	// lockIdle is after how long of silence PostgreSQL ends the session whose supervisor acts (package supervisor).
-	lockIdle = 30 * time.Second
-	// takeOver is how long another one may take beyond that.
-	takeOver = 30 * time.Second
-)
+// takeOver is how long another supervisor may take beyond the silence after which PostgreSQL ends the session of the lock.
+const takeOver = 30 * time.Second
 
 func (f *actingStopped) inject(ctx context.Context) error {
 	acts, err := f.world.acting(ctx, f.world.supervisors, takeOver)
@@ -137,7 +134,7 @@ func (f *actingStopped) inject(ctx context.Context) error {
 	}
 	f.process = acts
 	others := slices.DeleteFunc(slices.Clone(f.world.supervisors), func(name string) bool { return name == acts })
-	if _, err := f.world.acting(ctx, others, lockIdle+takeOver); err != nil {
+	if _, err := f.world.acting(ctx, others, supervisor.LockIdle+takeOver); err != nil {
 		return fmt.Errorf("in place of %s: %w", acts, err)
 	}
 	return nil

@@ -190,7 +190,7 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) error {
 	}
 	var java string
 	if len(names) > 1 || names[0] != Postgres {
-		if java, err = findJava(ctx); err != nil {
+		if java, err = Java(ctx); err != nil {
 			return err
 		}
 	}

@@ -106,9 +106,9 @@ func stillEnding(log []byte) bool {
 	return bytes.Contains(log, []byte(`"postmaster.pid" already exists`)) || bytes.Contains(log, []byte("pre-existing shared memory block"))
 }
 
-// noBroker tells whether a worker has written to its log that it ends because no broker answered while it
+// NoBroker tells whether a worker has written to its log that it ends because no broker answered while it
 // started, for no longer than its default.api.timeout.ms.
-func noBroker(log []byte) bool {
+func NoBroker(log []byte) bool {
 	return bytes.Contains(log, []byte("connect to and describe Kafka cluster"))
 }
 
@@ -237,7 +237,7 @@ func (s *Stack) connect(kit Kit, java string, i int) (Process, error) {
 	p := Process{
 		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),
 		Args: append(s.jvm(kit, java, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
-		Temp: s.temp(name), Again: noBroker,
+		Temp: s.temp(name), Again: NoBroker,
 		Env: []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
 		Ready: func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/connectors", nil)

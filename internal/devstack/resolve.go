@@ -66,7 +66,7 @@ func Resolve(ctx context.Context, root, cache string, out io.Writer) (Kit, error
 	if _, err := os.Stat(kit.dir); err == nil {
 		return kit, nil // another program has resolved it meanwhile
 	}
-	if _, err := findJava(ctx); err != nil {
+	if _, err := Java(ctx); err != nil {
 		return Kit{}, err
 	}
 	half := kit.dir + ".half" // what is there already, an interrupted call left
@@ -269,8 +269,8 @@ func lockFile(ctx context.Context, name string, wait func()) (unlock func(), err
 
 var javaVersion = regexp.MustCompile(`version "(?:1\.)?(\d+)`)
 
-// findJava returns a java of version 17 or later: JAVA_HOME's, else the PATH's.
-func findJava(ctx context.Context) (string, error) {
+// Java returns a java of version 17 or later: JAVA_HOME's, else the PATH's.
+func Java(ctx context.Context) (string, error) {
 	const advice = "install a JDK 17 or later (Debian: apt-get install openjdk-17-jdk-headless), or set JAVA_HOME to one"
 	java := "java"
 	if home := os.Getenv("JAVA_HOME"); home != "" {

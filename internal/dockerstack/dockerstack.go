@@ -110,7 +110,7 @@ func (e *Engines) Up(ctx context.Context, name string) error {
 			return nil // no more tries
 		}
 		if _, running := e.PID(name); !running {
-			if name != devstack.Connect || !strings.Contains(e.log(ctx, name), "connect to and describe Kafka cluster") {
+			if name != devstack.Connect || !devstack.NoBroker(e.log(ctx, name)) {
 				ended = errors.New("its container has ended")
 				return nil
 			}
@@ -130,9 +130,9 @@ func (e *Engines) Up(ctx context.Context, name string) error {
 }
 
 // log is the end of what a container has printed.
-func (e *Engines) log(ctx context.Context, name string) string {
+func (e *Engines) log(ctx context.Context, name string) []byte {
 	text, _ := exec.CommandContext(ctx, "docker", "logs", "--tail", "25", e.container(name)).CombinedOutput()
-	return string(text)
+	return text
 }
 
 // ask is nil when an engine can work.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/connect"
+	"outboxsaga/internal/provision"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -264,22 +265,17 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 		}
 		f.Groups[l.Group] = g
 	}
+	var beating []string
 	for _, p := range s.cfg.Pipelines {
-		topic := "__debezium-heartbeat." + p.Name
-		if !topics.Has(topic) {
-			continue
+		if topics.Has(provision.HeartbeatTopic(p.Name).Name) {
+			beating = append(beating, p.Name)
 		}
-		newest, err := s.admin.ListMaxTimestampOffsets(ctx, topic)
-		if err != nil {
-			return err
-		}
-		newest.Each(func(o kadm.ListedOffset) {
-			if o.Err == nil && o.Timestamp > 0 {
-				beats[p.Name] = time.UnixMilli(o.Timestamp)
-			}
-		})
 	}
-	return nil
+	newest, err := connect.Beats(ctx, s.admin, beating...)
+	for name, beat := range newest {
+		beats[name] = beat.At
+	}
+	return err
 }
 
 // lagOf is the lag over a topic's partitions; -1 if that of one is not known.

@@ -18,9 +18,9 @@ type lock struct {
 const (
 	// LockKey is the key of the lock: any number that nobody else uses in this database.
 	LockKey = 0x6f7574626f78 // "outbox"
-	// lockIdle: a leader that is frozen, or whose host is gone, must not keep the others from acting for as
+	// LockIdle: a leader that is frozen, or whose host is gone, must not keep the others from acting for as
 	// long as its connection seems to live. It is longer than a look and the pause after it.
-	lockIdle = 30 * time.Second
+	LockIdle = 30 * time.Second
 	// pingTimeout bounds a question to the lock's session.
 	pingTimeout = 5 * time.Second
 )

@@ -175,7 +175,7 @@ func (s *Supervisor) Leads() bool {
 
 // Run looks and acts until ctx is done; then it returns nil. What cannot be reached is waited for.
 func (s *Supervisor) Run(ctx context.Context) error {
-	lock := &lock{pool: s.cfg.Pipelines[0].DB, idle: lockIdle}
+	lock := &lock{pool: s.cfg.Pipelines[0].DB, idle: LockIdle}
 	defer lock.release()
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()

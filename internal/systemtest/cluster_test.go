@@ -27,7 +27,7 @@ import (
 
 // Three brokers, two workers, two instances of every service: what one machine's failure does, and what
 // an operator does to it on purpose. The bars are those of docs/operations.md; the tests allow twice as much,
-// because they share the machine with others, and print what they measure.
+// because they share the machine with others, and print what they measure. The race detector is not held to them.
 func TestCluster(t *testing.T) {
 	w := &world{stacktest.NewSystemShape(t, devstack.Shape{Brokers: 3, Workers: 2, Replicas: 2}, "SHUTDOWN_DELAY=1s"), t}
 	b := newBalancer(w)

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"outboxsaga/internal/devstack"
 )
 
 // Versions are those of what the checkout's stack runs.
@@ -35,18 +37,13 @@ func Versions(ctx context.Context, root string) (map[string]string, error) {
 			found[name] = p.Value
 		}
 	}
-	if text, err := exec.CommandContext(ctx, java(), "-version").CombinedOutput(); err == nil { // the stack says what is wrong with it
-		found["JVM"] = jvm(string(text))
+	java, err := devstack.Java(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return found, nil
-}
-
-// java is the one that the stack runs.
-func java() string {
-	if home := os.Getenv("JAVA_HOME"); home != "" {
-		return filepath.Join(home, "bin", "java")
-	}
-	return "java"
+	text, err = exec.CommandContext(ctx, java, "-version").CombinedOutput()
+	found["JVM"] = jvm(string(text))
+	return found, err
 }
 
 var virtualMachine = regexp.MustCompile(`(?m)^(.* VM) .*\(.*build ([^,)]+)`)
