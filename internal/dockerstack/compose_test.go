@@ -74,7 +74,7 @@ var brokerByPlace = []string{"node.id", "listeners", "advertised.listeners", "li
 var workerByPlace = []string{"bootstrap.servers", "listeners", "rest.advertised.host.name", "plugin.path", "storage.replication.factor"}
 
 // notSettings are variables that Kafka's image does not turn into settings of the broker.
-var notSettings = []string{"KAFKA_HEAP_OPTS", "KAFKA_LOG4J_OPTS", "KAFKA_GC_LOG_OPTS"}
+var notSettings = []string{"KAFKA_HEAP_OPTS", "KAFKA_LOG4J_OPTS", "KAFKA_GC_LOG_OPTS", "KAFKA_JVM_PERFORMANCE_OPTS"}
 
 func TestBrokersOfComposeReadTheSharedFile(t *testing.T) {
 	file := properties(t, "debezium/broker.properties")
@@ -82,7 +82,8 @@ func TestBrokersOfComposeReadTheSharedFile(t *testing.T) {
 		if !strings.HasPrefix(s.Image, "apache/kafka:") {
 			continue
 		}
-		for _, want := range []string{"./debezium/broker.properties:/mnt/shared/config/server.properties:ro", "./debezium/log4j2.properties:/mnt/shared/config/log4j2.properties:ro"} {
+		for _, want := range []string{"./debezium/broker.properties:/mnt/shared/config/server.properties:ro", "./debezium/log4j2.properties:/mnt/shared/config/log4j2.properties:ro",
+			"./debezium/jvm.options:/mnt/shared/config/jvm.options:ro"} {
 			if !slices.Contains(s.Volumes, want) {
 				t.Errorf("%s does not mount %s: %q", name, want, s.Volumes)
 			}
@@ -106,7 +107,7 @@ func TestBrokersOfComposeReadTheSharedFile(t *testing.T) {
 
 func TestWorkersOfComposeReadTheSharedFile(t *testing.T) {
 	dockerfile := read(t, "debezium/Dockerfile")
-	for _, want := range []string{"debezium/worker.properties", "debezium/log4j2.properties", "COPY connectors ", "COPY debezium/pom.xml "} {
+	for _, want := range []string{"debezium/worker.properties", "debezium/log4j2.properties", "debezium/jvm.options", "@/opt/connect/jvm.options", "COPY connectors ", "COPY debezium/pom.xml "} {
 		if !strings.Contains(dockerfile, want) {
 			t.Errorf("debezium/Dockerfile has no %q", want)
 		}
