@@ -79,15 +79,11 @@ func (r Rows[V]) Queue(b *pgx.Batch, key func(V) string, sql string, args ...any
 // Select reads rows whose columns are T's fields, in their order; a T that is no struct
 // is the one column. what names them in an error.
 func Select[T any](ctx context.Context, pool *pgxpool.Pool, what, sql string, args ...any) ([]T, error) {
-	rows, err := pool.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", what, err)
-	}
 	scan := pgx.RowTo[T]
 	if reflect.TypeFor[T]().Kind() == reflect.Struct {
 		scan = pgx.RowToStructByPos[T]
 	}
-	found, err := pgx.CollectRows(rows, scan)
+	found, err := Collect(ctx, pool, scan, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", what, err)
 	}

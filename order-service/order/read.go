@@ -60,17 +60,13 @@ func scanView(row pgx.CollectableRow, more ...any) (View, error) {
 
 // Get reads an order with its timeline; nil if there is none.
 func (s *Saga) Get(ctx context.Context, id uuid.UUID) (*View, error) {
-	rows, err := s.pool.Query(ctx, `SELECT `+viewColumns+`, payment_command, stock_command, timeline FROM orders WHERE id = $1`, id)
-	if err != nil {
-		return nil, err
-	}
-	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (View, error) {
+	found, err := service.Collect(ctx, s.pool, func(row pgx.CollectableRow) (View, error) {
 		var payment, stock uuid.UUID
 		var lines string
 		v, err := scanView(row, &payment, &stock, &lines)
 		v.Timeline = split(Timeline(v.CreatedAt, payment, stock, lines))
 		return v, err
-	})
+	}, `SELECT `+viewColumns+`, payment_command, stock_command, timeline FROM orders WHERE id = $1`, id)
 	if err != nil || len(found) == 0 {
 		return nil, err
 	}
@@ -107,12 +103,9 @@ func (s *Saga) List(ctx context.Context, f Filter) (page []View, next *string, e
 			from = *oldest
 		}
 	}
-	rows, err := s.pool.Query(ctx, `SELECT `+viewColumns+` FROM orders WHERE `+where+` AND id >= $3 AND ($4 = '' OR status = $4) ORDER BY id DESC LIMIT $5`,
+	page, err = service.Collect(ctx, s.pool, func(row pgx.CollectableRow) (View, error) { return scanView(row) },
+		`SELECT `+viewColumns+` FROM orders WHERE `+where+` AND id >= $3 AND ($4 = '' OR status = $4) ORDER BY id DESC LIMIT $5`,
 		f.Before, f.CustomerID, from, string(f.Status), f.Limit+1)
-	if err != nil {
-		return nil, nil, err
-	}
-	page, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (View, error) { return scanView(row) })
 	switch {
 	case err != nil:
 		return nil, nil, err

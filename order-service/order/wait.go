@@ -110,13 +110,9 @@ func (w *waiters) ask(ctx context.Context) {
 	if len(ids) == 0 {
 		return
 	}
-	rows, err := w.pool.Query(ctx, selectSettled, ids)
+	done, err := service.Collect(ctx, w.pool, pgx.RowTo[uuid.UUID], selectSettled, ids)
 	if err != nil {
 		return // the next tick asks again; the waiters have their time limit
-	}
-	done, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
-	if err != nil {
-		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
