@@ -3,7 +3,7 @@
 # real PostgreSQL, Kafka and Debezium that the tests start themselves, on free ports, beside
 # whatever runs already.
 #
-#   scripts/test.sh              everything (9 to 25 minutes on 2 cores)
+#   scripts/test.sh              everything (9 to 30 minutes on 2 cores)
 #   scripts/test.sh ./inbox/...  the tests of some packages only
 #   TEST_STACK=docker scripts/test.sh    PostgreSQL, Kafka and Connect in containers, for the same tests
 set -euo pipefail

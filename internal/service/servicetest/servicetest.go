@@ -113,7 +113,8 @@ func Text(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) string {
 func OutboxTopics(t testing.TB, pool *pgxpool.Pool) []string {
 	t.Helper()
 	rows, err := pool.Query(t.Context(), `
-SELECT m[1] FROM pg_proc, regexp_matches(prosrc, $$'([^']+)'$$, 'g') m WHERE proname = 'outbox_topic' ORDER BY m[1] COLLATE "C"`)
+SELECT m[1] FROM pg_constraint, regexp_matches(pg_get_constraintdef(oid), $$'([^']+)'$$, 'g') m
+WHERE conname = 'outbox_topic' AND conrelid = 'outbox'::regclass ORDER BY m[1] COLLATE "C"`)
 	if err != nil {
 		t.Fatal(err)
 	}
