@@ -116,11 +116,9 @@ func NoBroker(log []byte) bool {
 func (s *Stack) jvm(kit Kit, java, name, heap string) []string {
 	args := []string{java, "-Dstack=" + s.cfg.Dir + "/" + name, heap, "-Djava.io.tmpdir=" + s.temp(name),
 		"-Dlog4j2.configurationFile=" + filepath.Join(s.cfg.Root, "debezium", "log4j2.properties"),
-		"-Djava.net.preferIPv4Stack=true"}
+		"-Djava.net.preferIPv4Stack=true", "@" + filepath.Join(s.cfg.Root, "debezium", "jvm.options")}
 	if s.cfg.Fast {
-		args = append(args, "-XX:+ExitOnOutOfMemoryError", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-	} else {
-		args = append(args, "@"+filepath.Join(s.cfg.Root, "debezium", "jvm.options"))
+		args = append(args, "-XX:-UseParallelGC", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 	}
 	return append(args, "-cp", kit.libs())
 }

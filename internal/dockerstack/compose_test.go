@@ -88,6 +88,9 @@ func TestBrokersOfComposeReadTheSharedFile(t *testing.T) {
 				t.Errorf("%s does not mount %s: %q", name, want, s.Volumes)
 			}
 		}
+		if got := s.Environment["KAFKA_JVM_PERFORMANCE_OPTS"]; got != "@/mnt/shared/config/jvm.options" {
+			t.Errorf("%s has KAFKA_JVM_PERFORMANCE_OPTS %q: the JVMs read debezium/jvm.options", name, got)
+		}
 		for variable, value := range s.Environment {
 			after, isKafka := strings.CutPrefix(variable, "KAFKA_")
 			if !isKafka || slices.Contains(notSettings, variable) {
