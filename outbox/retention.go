@@ -57,8 +57,9 @@ func Reasons() []Reason {
 //   - A slot that is lost, that nobody reads, or that has confirmed nothing keeps every partition,
 //     and so does a database without a slot. A slot that is not needed any more must be dropped.
 //
-// Retention is thus a minimum. What is kept for long is sent again after a lost slot; an inbox that
-// remembers less takes such an event for a dead letter, never for a new one.
+// Retention is thus a minimum. What is kept for long is sent again after a lost slot, but for what is known to be in
+// Kafka (the table outbox_confirmed); an inbox that remembers less takes such an event for a dead letter, never for
+// a new one.
 //
 // It is meant to run with traffic on, in several processes at once: one acts, the others are told
 // [Busy]. DROP TABLE locks the whole outbox until its commit, some milliseconds. (DETACH … CONCURRENTLY would

@@ -38,7 +38,7 @@ func (w *world) postgresFaults() (all []kind) {
 }
 
 // slotLost: the log grows past max_slot_wal_keep_size while nobody reads. The supervisor drops the lost
-// slots, the connectors make new ones and send the retained outbox.
+// slots, the connectors make new ones and send what Kafka does not have.
 type slotLost struct {
 	about
 	world *world

@@ -203,8 +203,8 @@ func grant(ctx context.Context, tx pgx.Tx, d Database) error {
 		// transaction that recorded it.
 		"REVOKE UPDATE, DELETE ON outbox FROM "+login,
 		"REVOKE UPDATE ON inbox FROM "+login,
-		// What retention knows is written by its functions only.
-		"REVOKE INSERT, UPDATE, DELETE ON event_partitions_dropped, event_partitions_sealed FROM "+login,
+		// What retention and the supervisor know is written by their functions only.
+		"REVOKE INSERT, UPDATE, DELETE ON event_partitions_dropped, event_partitions_sealed, outbox_confirmed FROM "+login,
 		"GRANT SELECT ON outbox TO "+CDC)
 	for _, m := range d.Migrations {
 		statements = append(statements, "REVOKE INSERT, UPDATE, DELETE ON "+pgx.Identifier{m.Table}.Sanitize()+" FROM "+login)

@@ -130,7 +130,7 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error
 	case EndSender: // that one only: another reader may have come meanwhile
 		var ended bool
 		err := p.DB.QueryRow(limited, `SELECT coalesce(bool_or(pg_terminate_backend(active_pid)), false) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`,
-			p.Slot, f.Pipelines[p.Name].Slot.reader).Scan(&ended)
+			p.Slot, f.Pipelines[p.Name].Slot.pid).Scan(&ended)
 		if err == nil && !ended {
 			return errors.New("it has ended by itself")
 		}
@@ -147,6 +147,11 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error
 		}
 		if st.Connector.State != "RUNNING" {
 			return fmt.Errorf("the connector is %s now: it is left alone", st.Connector.State)
+		}
+		// Kafka does not have what it had: all is sent.
+		s.confirmations[p.Name].forget()
+		if err = s.untell(limited, p); err != nil {
+			return err
 		}
 		if err = f.worker.Stop(limited, p.Name); err == nil {
 			err = f.worker.ResetOffsets(limited, p.Name)

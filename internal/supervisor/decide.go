@@ -26,9 +26,9 @@ const (
 	// EndSender ends the walsender of a reader that is gone: it holds the slot until then.
 	EndSender Kind = "end_sender"
 	// DropSlot drops a slot that PostgreSQL has invalidated, and starts its connector again, which makes
-	// a new one and sends the retained outbox.
+	// a new one and sends what Kafka does not have of the retained outbox.
 	DropSlot Kind = "drop_slot"
-	// Resend has the connector send the retained outbox again.
+	// Resend has the connector send the whole retained outbox again.
 	Resend Kind = "resend"
 	// Resume starts a connector again that a resend has stopped, where its supervisor could not.
 	Resume Kind = "resume"
@@ -154,7 +154,7 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	case snapshot:
 		m.since, m.moved = map[string]time.Time{}, now // the slot is read only after it
 	case inactive && !slot.Exists:
-		do(Restart, "RUNNING, but its slot is missing: a start makes it and sends the retained outbox")
+		do(Restart, "RUNNING, but its slot is missing: a start makes it and sends what Kafka does not have")
 	case inactive:
 		do(Restart, "RUNNING, but its slot is not active for %s", inactiveAfter)
 	case connector.State != "RUNNING":

@@ -70,7 +70,11 @@ type Slot struct {
 	// has no reader.
 	Silence *time.Duration `json:"silence_ns,omitempty"`
 
-	reader int32 // the walsender's process; 0: none
+	pid    int32  // the walsender's process; 0: none
+	reader string // the process and when it began; "": none, or it may not be seen
+	mark   mark
+	// history is of which cluster and timeline the log is.
+	history string
 }
 
 // Group is the state of a consumer group.
@@ -181,7 +185,10 @@ const selectSlot = `
 SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.wal_status, ''),
        coalesce(s.invalidation_reason, ''), coalesce(s.confirmed_flush_lsn - '0/0'::pg_lsn, 0)::bigint,
        coalesce(pg_current_wal_lsn() - s.restart_lsn, 0)::bigint, s.safe_wal_size,
-       coalesce(s.active_pid, 0), r.pid || ' ' || r.backend_start || coalesce(' ' || r.reply_time, ''),
+       coalesce(s.active_pid, 0), coalesce(r.pid || ' ' || r.backend_start, ''), r.pid || ' ' || r.backend_start || coalesce(' ' || r.reply_time, ''),
+       -- A mark: the snapshot is of the statement's beginning, and the position is read later.
+       pg_snapshot_xmin(pg_current_snapshot())::text::bigint, (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
+       (SELECT system_identifier FROM pg_control_system()) || ' ' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
        -- Outside of a snapshot Debezium's sessions have no transaction that lasts.
        (SELECT extract(epoch FROM max(clock_timestamp() - a.xact_start))::float8 FROM pg_stat_activity a
         WHERE a.datname = current_database() AND a.application_name LIKE 'Debezium%' AND a.backend_type = 'client backend'
@@ -215,7 +222,7 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var said *string
 	var snapshot *float64
 	err := p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-		&s.reader, &said, &snapshot)
+		&s.pid, &s.reader, &said, &s.mark.xid, &s.mark.wal, &s.history, &snapshot)
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer
 		return nil, err

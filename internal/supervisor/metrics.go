@@ -13,7 +13,7 @@ type metrics struct {
 	lead                                                                prometheus.Gauge
 	acts                                                                *prometheus.CounterVec
 	running, active, lag, retained, safe, silence, beat, unseen, oldest *prometheus.GaugeVec
-	group                                                               *prometheus.GaugeVec
+	group, confirmed                                                    *prometheus.GaugeVec
 	unknown                                                             prometheus.Gauge
 }
 
@@ -33,6 +33,7 @@ func newMetrics() *metrics {
 	m.beat = gauge("cdc_heartbeat_age_seconds", "Age of the connector's newest heartbeat in Kafka.", "connector")
 	m.unseen = gauge("outbox_unseen_events", "Events older than 3 s that are not in their consumer's inbox.", "connector")
 	m.oldest = gauge("outbox_oldest_unseen_seconds", "Age of the oldest event that is not in its consumer's inbox; 0: none.", "connector")
+	m.confirmed = gauge("cdc_confirmed_transaction", "Kafka has the outbox rows of all transactions before this one, and a new slot would need only the others. Absent: not known, all would be sent.", "connector")
 	m.group = gauge("inbox_consumer_lag_records", "Records that a consumer group has not committed.", "group", "topic")
 	m.lead = prometheus.NewGauge(prometheus.GaugeOpts{Name: "supervisor_leads", Help: "1 if this supervisor is the one that acts."})
 	m.unknown = prometheus.NewGauge(prometheus.GaugeOpts{Name: "supervisor_unknown", Help: "What could not be asked in the last look."})
@@ -51,7 +52,7 @@ func (m *metrics) acted(connector string, kind Kind, outcome string) {
 	m.acts.WithLabelValues(connector, string(kind), outcome).Inc()
 }
 
-func (m *metrics) show(f Facts) {
+func (m *metrics) show(f Facts, confirmations map[string]*confirmation) {
 	m.unknown.Set(float64(len(f.Unknown)))
 	for name, flow := range f.Pipelines {
 		m.running.WithLabelValues(name).Set(number(flow.Connector != nil && flow.Connector.State == "RUNNING"))
@@ -73,6 +74,12 @@ func (m *metrics) show(f Facts) {
 		}
 		m.unseen.WithLabelValues(name).Set(float64(len(flow.Unseen)))
 		m.oldest.WithLabelValues(name).Set(flow.Oldest(f.At).Seconds())
+	}
+	for name, c := range confirmations {
+		m.confirmed.DeleteLabelValues(name)
+		if c.before != 0 {
+			m.confirmed.WithLabelValues(name).Set(float64(c.before))
+		}
 	}
 	for name, g := range f.Groups {
 		for topic, lag := range g.Lag {

@@ -8,8 +8,8 @@
 //   - register a connector that is missing, make a topic that is missing;
 //   - end a walsender whose reader is gone, so that the slot is free for the next one;
 //   - drop a slot that PostgreSQL has invalidated (lost): it can never be read again. The connector
-//     makes a new one and sends the retained outbox again;
-//   - have a connector send its retained outbox again where events are proven to be neither under
+//     makes a new one and sends what Kafka does not have of the retained outbox, or all of it where that is not known;
+//   - have a connector send its whole retained outbox again where events are proven to be neither under
 //     way nor in their inbox: Kafka has lost them.
 //
 // None of this can lose an event: a slot that can still be read is never dropped, the outbox
@@ -95,6 +95,8 @@ type Supervisor struct {
 	memories map[string]*memory // by pipeline
 	heard    map[string]*heard  // by pipeline
 
+	confirmations map[string]*confirmation // by pipeline
+
 	// Of the rounds, which come one after the other.
 	complete      bool // everything has answered at least once
 	recalled      bool // what the one that acted before has begun is known
@@ -141,8 +143,10 @@ func New(cfg Config) (*Supervisor, error) {
 // forget begins anew: what is remembered may be of long ago.
 func (s *Supervisor) forget() {
 	s.watches, s.memories, s.heard, s.recalled = map[string]*watch{}, map[string]*memory{}, map[string]*heard{}, false
+	s.confirmations = map[string]*confirmation{}
 	for _, p := range s.cfg.Pipelines {
 		s.watches[p.Name], s.memories[p.Name], s.heard[p.Name] = &watch{}, &memory{}, &heard{}
+		s.confirmations[p.Name] = &confirmation{told: true} // who acted before may have told
 	}
 }
 
@@ -230,8 +234,8 @@ func (s *Supervisor) round(ctx context.Context, lock *lock) {
 	s.ended(strings.Join(facts.Unknown, "; "))
 	s.complete = s.complete || len(facts.Unknown) == 0
 	if held {
-		s.metrics.show(facts)
 		s.act(ctx, lock, facts)
+		s.metrics.show(facts, s.confirmations)
 	}
 }
 
@@ -245,6 +249,12 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 			return
 		}
 		s.settle(ctx, facts, p)
+		if slot := facts.Pipelines[p.Name].Slot; slot != nil {
+			s.confirmations[p.Name].learn(slot)
+			if err := s.tell(ctx, p, slot); err != nil {
+				s.cfg.Log.Warn("a new slot would send the whole outbox", "connector", p.Name, "error", err)
+			}
+		}
 		for _, act := range decide(facts.At, p.Name, facts, s.memories[p.Name]) {
 			if ctx.Err() != nil {
 				return

@@ -90,6 +90,12 @@ func (l *logged) Write(line []byte) (int, error) {
 	return l.text.Write(line)
 }
 
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
 func (l *logged) logger() *slog.Logger { return slog.New(slog.NewJSONHandler(l, nil)) }
 
 // line is what a test wants of a line.
@@ -360,8 +366,47 @@ func (r *rig) exec(sql string) {
 	}
 }
 
+// sent counts the commands to reserve an order's goods in Kafka.
+func (r *rig) sent(order string) (n int) {
+	r.t.Helper()
+	for _, rec := range r.Records("stock") {
+		if string(rec.Key) == order {
+			n++
+		}
+	}
+	return n
+}
+
+// knows waits until the supervisor knows that Kafka has all that is written so far.
+func (r *rig) knows() {
+	r.t.Helper()
+	var newest float64
+	if err := r.DB("orderdb").QueryRow(r.t.Context(), `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::float8`).Scan(&newest); err != nil {
+		r.t.Fatal(err)
+	}
+	r.until("the supervisor knows what Kafka has", 40*time.Second, func() bool {
+		families, err := r.now.Registry().Gather()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		known := 0
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				if f.GetName() == "cdc_confirmed_transaction" && m.GetGauge().GetValue() >= newest {
+					known++
+				}
+			}
+		}
+		return known == len(r.config.Pipelines)
+	})
+}
+
 // lostSlot writes more log than the slots may keep, while the connectors are stopped.
 func (r *rig) lostSlot(t *testing.T) {
+	old := r.place()
+	r.until("an order settles before", 30*time.Second, func() bool { return r.settled(old) })
+	r.knows()
+	before := r.sent(old)
 	for _, d := range system.Databases() {
 		if err := r.connect.Stop(t.Context(), d.Name); err != nil {
 			t.Fatal(err)
@@ -387,6 +432,19 @@ func (r *rig) lostSlot(t *testing.T) {
 	begin := time.Now()
 	r.until("the order of then settles", 30*time.Second, func() bool { return r.settled(waiting) })
 	t.Logf("lost slots: the order settled after %s", time.Since(begin).Round(10*time.Millisecond))
+	// What was known to be in Kafka was left out, and that is taken back.
+	if n := r.sent(old); n != before {
+		t.Errorf("the event of an order that had settled is %d times in Kafka, before the slot was lost %d times; the supervisor:\n%s", n, before, r.log)
+	}
+	r.until("the databases are told that nothing is known", 30*time.Second, func() bool {
+		for _, d := range system.Databases() {
+			var told bool
+			if err := r.DB(d.Name).QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM outbox_confirmed)`).Scan(&told); err != nil || told {
+				return false
+			}
+		}
+		return true
+	})
 }
 
 // failedTask: a record that the broker refuses fails the task; Connect never starts it again.
@@ -411,16 +469,12 @@ func (r *rig) failedTask(t *testing.T) {
 
 // lostByKafka: nobody consumes while a topic is deleted with what it holds, and made again.
 func (r *rig) lostByKafka(t *testing.T) {
+	old := r.place()
+	r.until("an order settles before", 30*time.Second, func() bool { return r.settled(old) })
 	r.Kill("stock-service")
 	waiting := r.place()
-	r.until("the command is in Kafka", 20*time.Second, func() bool {
-		for _, rec := range r.Records("stock") {
-			if string(rec.Key) == waiting {
-				return true
-			}
-		}
-		return false
-	})
+	r.until("the command is in Kafka", 20*time.Second, func() bool { return r.sent(waiting) > 0 })
+	r.knows()
 	if _, err := r.admin.DeleteTopic(t.Context(), "stock"); err != nil {
 		t.Fatal(err)
 	}
@@ -439,6 +493,9 @@ func (r *rig) lostByKafka(t *testing.T) {
 	t.Logf("lost by Kafka: the order settled after %s", time.Since(begin).Round(10*time.Millisecond))
 	r.until("the resend is done", 20*time.Second, func() bool { a := r.acts()[0]; return a.Act == supervisor.Resend && a.Outcome == "done" })
 	r.worker.watch(nil)
+	if r.sent(old) == 0 { // others than our services may not have read it
+		t.Error("what the inboxes know was not sent again")
+	}
 	if before != "resend begun" {
 		t.Errorf("before the connector was stopped, the last row was %q", before)
 	}

@@ -1,0 +1,96 @@
+package outbox_test
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"outboxsaga/internal/stacktest"
+	"outboxsaga/outbox"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// What a connector of ours sends when it reads the outbox itself: the rows that are not known to be in Kafka.
+func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
+	p := pool(t)
+	text, err := os.ReadFile(filepath.Join(stacktest.Root(), "connectors", "orderdb.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var connector struct {
+		Select string `json:"snapshot.select.statement.overrides.public.outbox"`
+	}
+	if err := json.Unmarshal(text, &connector); err != nil {
+		t.Fatal(err)
+	}
+	write := func(tx pgx.Tx) string {
+		t.Helper()
+		ev := some(1)
+		if err := outbox.Write(t.Context(), tx, ev...); err != nil {
+			t.Fatal(err)
+		}
+		return ev[0].ID.String()
+	}
+	committed := func() (id string) {
+		t.Helper()
+		if err := pgx.BeginFunc(t.Context(), p, func(tx pgx.Tx) error { id = write(tx); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	sends := func(when string, want ...string) {
+		t.Helper()
+		if got := rows(t, p, `SELECT id::text FROM (`+connector.Select+`) sent`); !slices.Equal(got, want) {
+			t.Errorf("%s: it sends %v, want %v", when, got, want)
+		}
+	}
+
+	old := committed()
+	// Of a transaction that is open at the mark, and of one within it.
+	open, err := p.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Rollback(t.Context())
+	early := write(open)
+	within, err := open.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner := write(within)
+	if err := within.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	between := committed() // committed before the mark, but after a transaction that is still open
+	mark := rows(t, p, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text`)[0]
+	late := committed()
+	if err := open.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	all, unconfirmed := []string{old, early, inner, between, late}, []string{early, inner, between, late}
+	confirm := func(slot, xid, moments string) {
+		t.Helper()
+		exec(t, p, `SELECT outbox_confirm($1, nullif($2, '')::xid8, outbox_log_history(), $3::interval)`, slot, xid, moments)
+	}
+
+	sends("nothing is known", all...)
+	confirm("outbox_orderdb", mark, "1 min")
+	sends("it is known up to the mark", unconfirmed...)
+	exec(t, p, `VACUUM FREEZE outbox`)
+	sends("after its rows are frozen", unconfirmed...)
+	confirm("outbox_orderdb", mark, "-1 s")
+	sends("what was known is old", all...)
+	confirm("outbox_orderdb", mark, "1 min")
+	exec(t, p, `UPDATE outbox_confirmed SET history = left(history, -1) || 'F'`)
+	sends("it is known of another timeline", all...)
+	confirm("outbox_orderdb", rows(t, p, `SELECT (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 1000)::text`)[0], "1 min")
+	sends("it is known up to a transaction that has not begun", all...)
+	confirm("outbox_orderdb", mark, "1 min")
+	confirm("outbox_orderdb", "", "1 min")
+	sends("it is taken back", all...)
+	confirm("outbox_paymentdb", mark, "1 min")
+	sends("it is known of another slot", all...)
+}
