@@ -13,6 +13,10 @@ import (
 // commitTimeout bounds one commit of a [Gather], and how long an item waits for its own.
 const commitTimeout = 10 * time.Second
 
+// errBusy is the answer to what no writer takes within [acquireTimeout]: as with connections, a client that may come
+// again is better than a pile of those that wait.
+var errBusy = fmt.Errorf("the writers were busy for %s: nothing was done", acquireTimeout)
+
 // errStopped is the answer to what arrives when the writers have gone.
 var errStopped = errors.New("the service is stopping: nothing was done")
 
@@ -61,14 +65,18 @@ func (g *Gather[T, R]) Run(ctx context.Context) error {
 }
 
 // Do waits until the item is committed, 10 s have passed or ctx is done. In the last two cases the item may
-// be committed nevertheless.
+// be committed nevertheless. It waits no longer than 2 s until a writer takes the item; then nothing was done.
 func (g *Gather[T, R]) Do(ctx context.Context, item T) (R, error) {
 	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
 	defer cancel()
 	var none R
 	req := request[T, R]{item, make(chan Result[R], 1)}
+	busy := time.NewTimer(acquireTimeout)
+	defer busy.Stop()
 	select {
 	case g.waiting <- req:
+	case <-busy.C:
+		return none, errBusy
 	case <-ctx.Done():
 		return none, ctx.Err()
 	case <-g.stopped:

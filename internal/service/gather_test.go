@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 )
@@ -179,6 +180,38 @@ func TestGatherStops(t *testing.T) {
 			t.Error(err)
 		}
 		if _, err := g.Do(t.Context(), 9); !errors.Is(err, errStopped) {
+			t.Error(err)
+		}
+	})
+}
+
+// While the writers hang, as with a database that does not answer, nobody waits for them for long.
+func TestNobodyWaitsLongForAWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		g := NewGather(1, 1, func(_ context.Context, items []int) ([]Result[int], error) {
+			<-release
+			return []Result[int]{{Value: items[0]}}, nil
+		})
+		ctx, stop := context.WithCancel(t.Context())
+		stopped := make(chan error)
+		go func() { stopped <- g.Run(ctx) }()
+		taken := make(chan int, 1)
+		go func() {
+			value, _ := g.Do(t.Context(), 7)
+			taken <- value
+		}()
+		synctest.Wait()
+		begin := time.Now()
+		if _, err := g.Do(t.Context(), 8); !Unavailable(err) || !strings.Contains(err.Error(), "nothing was done") || time.Since(begin) != acquireTimeout {
+			t.Errorf("after %s: %v", time.Since(begin), err)
+		}
+		close(release)
+		if value := <-taken; value != 7 {
+			t.Error(value)
+		}
+		stop()
+		if err := <-stopped; err != nil {
 			t.Error(err)
 		}
 	})
