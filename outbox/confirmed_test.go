@@ -73,7 +73,7 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 	all, unconfirmed := []string{old, early, inner, between, late}, []string{early, inner, between, late}
 	confirm := func(slot, xid, moments string) {
 		t.Helper()
-		exec(t, p, `SELECT outbox_confirm($1, nullif($2, '')::xid8, outbox_log_history(), $3::interval)`, slot, xid, moments)
+		exec(t, p, `SELECT outbox_confirm($1, nullif($2, '')::xid8, outbox_log_history(), 'topics', $3::interval)`, slot, xid, moments)
 	}
 
 	sends("nothing is known", all...)

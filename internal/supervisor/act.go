@@ -149,9 +149,12 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error
 			return fmt.Errorf("the connector is %s now: it is left alone", st.Connector.State)
 		}
 		// Kafka does not have what it had: all is sent.
-		s.confirmations[p.Name].forget()
-		if err = s.untell(limited, p); err != nil {
-			return err
+		c := s.confirmations[p.Name]
+		c.forget()
+		if c.saved != 0 || c.told || !c.recalled {
+			if err = c.save(limited, p, 0); err != nil {
+				return err
+			}
 		}
 		if err = f.worker.Stop(limited, p.Name); err == nil {
 			err = f.worker.ResetOffsets(limited, p.Name)

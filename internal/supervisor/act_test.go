@@ -37,7 +37,7 @@ func newTestSupervisor(t *testing.T, workers ...string) *Supervisor {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	s.confirmations["orderdb"].told = false // there is no database
+	s.confirmations["orderdb"].recalled = true // there is no database
 	s.actTimeout, s.resumeTimeout = 300*time.Millisecond, 20*time.Second
 	return s
 }

@@ -2,8 +2,11 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // confirmation is what is known of the rows that Kafka has of one outbox. A new slot needs only the others; without
@@ -12,15 +15,20 @@ import (
 // It is known by marks: all transactions before a number have ended, and those that committed did so before a position of
 // the log. If the reader that reads the slot at that time confirms the position, Kafka has their rows. It must be the same
 // reader without a break: a slot that was made anew begins after the mark, while its connector still sends older rows.
+//
+// The database keeps it for the supervisor that acts next (outbox_confirmed).
 type confirmation struct {
 	reader  string
 	marks   []mark // not confirmed yet, oldest first
 	before  int64  // Kafka has the rows of all transactions before this one; 0: not known
 	history string // of the log that this is known of
+	topics  string // and the topics
 	last    mark
-	// told is whether the database may say something now ([Supervisor.tell]), and when it was told that.
-	told bool
-	at   time.Time
+
+	recalled bool      // what the database has is known
+	saved    int64     // what it has
+	told     bool      // it may take that for true now ([Supervisor.tell])
+	at       time.Time // of the last try to write it
 }
 
 // mark is a place in the log: all transactions before xid have ended before wal.
@@ -33,15 +41,18 @@ const (
 	maxMarks = 60
 	// toldFor is how long the database takes what it is told for true.
 	toldFor = time.Minute
+	// saveEvery is how often what is known is written down at most.
+	saveEvery = 10 * time.Second
 )
 
-// learn takes in a look at the slot.
-func (c *confirmation) learn(slot *Slot) {
-	if slot.history != c.history || slot.mark.wal < c.last.wal || slot.mark.xid < c.last.xid {
-		// Another server, or the same one at an earlier time: its transactions will have numbers that others had.
+// learn takes in a look at the slot and at the topics.
+func (c *confirmation) learn(slot *Slot, topics string) {
+	// Another server, or the same one at an earlier time: its transactions will have numbers that others had.
+	other := slot.history != c.history || slot.mark.wal < c.last.wal || slot.mark.xid < c.last.xid
+	if other || topics != c.topics { // a topic that was made anew does not have what it had
 		c.forget()
 	}
-	c.history, c.last = slot.history, slot.mark
+	c.history, c.topics, c.last = slot.history, topics, slot.mark
 	if slot.reader != c.reader || slot.WALStatus == "lost" {
 		c.reader, c.marks = slot.reader, nil
 	}
@@ -59,46 +70,63 @@ func (c *confirmation) learn(slot *Slot) {
 // forget is for when what was known is so no more.
 func (c *confirmation) forget() { c.marks, c.before = nil, 0 }
 
-// tell says to the database of a slot that is lost or missing which rows the next one may leave out, until a reader reads it.
-// Not at other times: a connector that reads the outbox again although its slot is there does so because Kafka has
-// lost what it had.
+// tell keeps what is known in the database, and while the slot is lost or missing, until a reader reads it, tells the database to
+// take it for true. Not at other times: a connector that reads the outbox again although its slot is there does so
+// because Kafka has lost what it had.
 func (s *Supervisor) tell(ctx context.Context, p Pipeline, slot *Slot) error {
 	c := s.confirmations[p.Name]
-	anew := !slot.Exists || slot.WALStatus == "lost"
-	switch {
-	case s.cfg.DryRun:
+	if s.cfg.DryRun {
 		return nil
-	case slot.Active && slot.WALStatus != "lost":
-		return s.untell(ctx, p)
-	case c.before != 0 && (anew || c.told) && time.Since(c.at) > toldFor/3:
-		c.told = true // also if the answer is lost
-		if err := confirm(ctx, p, c.before, c.history); err != nil {
+	}
+	if !c.recalled {
+		if err := c.recall(ctx, p); err != nil {
 			return err
 		}
-		c.at = time.Now()
+	}
+	anew, since := !slot.Exists || slot.WALStatus == "lost", time.Since(c.at)
+	switch {
+	case !anew && slot.Active:
+		if c.told || c.saved != c.before && since > saveEvery {
+			return c.save(ctx, p, 0)
+		}
+	case c.before != 0 && (anew || c.told) && since > toldFor/3:
+		return c.save(ctx, p, toldFor)
 	}
 	return nil
 }
 
-// untell takes back what the database was told.
-func (s *Supervisor) untell(ctx context.Context, p Pipeline) error {
-	c := s.confirmations[p.Name]
-	if !c.told {
-		return nil
-	}
-	err := confirm(ctx, p, 0, "")
-	if err == nil {
-		c.told, c.at = false, time.Time{}
-	}
-	return err
-}
-
-// confirm: before is a transaction; 0: nothing is known.
-func confirm(ctx context.Context, p Pipeline, before int64, history string) error {
+// recall reads what the supervisor that acted before knew.
+func (c *confirmation) recall(ctx context.Context, p Pipeline) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := p.DB.Exec(ctx, `SELECT outbox_confirm($1, nullif($2::bigint, 0)::text::xid8, $3, $4)`, p.Slot, before, history, toldFor); err != nil {
-		return fmt.Errorf("tell %s what Kafka has of its outbox: run its migrations, and GRANT EXECUTE ON FUNCTION outbox_confirm TO the supervisor's role: %w", p.Name, err)
+	var history, topics string
+	err := p.DB.QueryRow(ctx, `SELECT xid::text::bigint, history, topics, until > clock_timestamp() FROM outbox_confirmed WHERE slot = $1`,
+		p.Slot).Scan(&c.saved, &history, &topics, &c.told)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = nil
+	}
+	if err != nil {
+		return advice(p, err)
+	}
+	if c.recalled = true; history == c.history && topics == c.topics && c.saved <= c.last.xid {
+		c.before = max(c.before, c.saved)
 	}
 	return nil
+}
+
+// save writes what is known, to be taken for true for some time from now on; 0: not.
+func (c *confirmation) save(ctx context.Context, p Pipeline, moments time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c.told = c.told || moments > 0 // also if the answer is lost
+	c.at = time.Now()
+	if _, err := p.DB.Exec(ctx, `SELECT outbox_confirm($1, nullif($2::bigint, 0)::text::xid8, $3, $4, $5)`, p.Slot, c.before, c.history, c.topics, moments); err != nil {
+		return advice(p, err)
+	}
+	c.saved, c.told = c.before, moments > 0
+	return nil
+}
+
+func advice(p Pipeline, err error) error {
+	return fmt.Errorf("a new slot of %s may have to send the whole outbox: run the outbox's migrations, and GRANT SELECT ON outbox_confirmed and EXECUTE ON FUNCTION outbox_confirm TO the supervisor's role: %w", p.Name, err)
 }

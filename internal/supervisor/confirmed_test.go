@@ -8,6 +8,7 @@ type look struct {
 	confirmed int64 // the number of the look up to whose log it has confirmed; 0: none
 	status    string
 	history   string
+	topics    string
 	back      int // so many looks back in time is the log
 }
 
@@ -29,11 +30,12 @@ func TestLearn(t *testing.T) {
 		"a lost slot confirms nothing":            {[]look{{reader: "a"}, {reader: "a", status: "lost", confirmed: 1}}, 0},
 		"not on a standby that was promoted":      {[]look{{reader: "a"}, {reader: "a", confirmed: 1}, {history: "2"}}, 0},
 		"not when the server is restored earlier": {[]look{{reader: "a"}, {reader: "a", confirmed: 1}, {back: 2}}, 0},
+		"not when a topic is made anew":           {[]look{{reader: "a"}, {reader: "a", confirmed: 1}, {reader: "a", confirmed: 2, topics: "2"}}, 0},
 	} {
 		var got confirmation
 		for i, l := range c.looks {
 			n := int64(i + 1 - l.back)
-			got.learn(&Slot{reader: l.reader, WALStatus: l.status, history: l.history, Confirmed: 100 * l.confirmed, mark: mark{xid: n, wal: 100 * n}})
+			got.learn(&Slot{reader: l.reader, WALStatus: l.status, history: l.history, Confirmed: 100 * l.confirmed, mark: mark{xid: n, wal: 100 * n}}, l.topics)
 		}
 		if got.before != c.want {
 			t.Errorf("%s: %d, want %d", name, got.before, c.want)
@@ -42,12 +44,12 @@ func TestLearn(t *testing.T) {
 	// A connector that confirms nothing for long has its first marks left.
 	var c confirmation
 	for n := range int64(10 * maxMarks) {
-		c.learn(&Slot{reader: "a", mark: mark{xid: n + 1, wal: n + 1}})
+		c.learn(&Slot{reader: "a", mark: mark{xid: n + 1, wal: n + 1}}, "")
 	}
 	if len(c.marks) != maxMarks {
 		t.Errorf("%d marks", len(c.marks))
 	}
-	if c.learn(&Slot{reader: "a", Confirmed: 10, mark: mark{xid: 1e6, wal: 1e6}}); c.before != 10 {
+	if c.learn(&Slot{reader: "a", Confirmed: 10, mark: mark{xid: 1e6, wal: 1e6}}, ""); c.before != 10 {
 		t.Errorf("%d", c.before)
 	}
 }

@@ -2,6 +2,8 @@ package supervisor
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -24,6 +26,7 @@ type Facts struct {
 	Unknown       []string            `json:"unknown,omitempty"`
 
 	worker connect.Client // one that answers
+	topics string         // which topics there are; one that was made anew is another one. "": Kafka does not answer
 }
 
 // Pipeflow is the state of one pipeline.
@@ -248,10 +251,13 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 	if err != nil {
 		return err
 	}
+	slices.Sort(names)
+	sum := sha256.New()
 	for _, name := range names {
 		if !topics.Has(name) {
 			f.MissingTopics = append(f.MissingTopics, name)
 		}
+		fmt.Fprintln(sum, name, topics[name].ID)
 	}
 	var groups []string
 	for _, p := range s.cfg.Pipelines {
@@ -282,6 +288,7 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 	for name, beat := range newest {
 		beats[name] = beat.At
 	}
+	f.topics = hex.EncodeToString(sum.Sum(nil)[:16])
 	return err
 }
 

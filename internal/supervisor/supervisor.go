@@ -98,9 +98,9 @@ type Supervisor struct {
 	confirmations map[string]*confirmation // by pipeline
 
 	// Of the rounds, which come one after the other.
-	complete      bool // everything has answered at least once
-	recalled      bool // what the one that acted before has begun is known
-	lock, unknown trouble
+	complete              bool // everything has answered at least once
+	recalled              bool // what the one that acted before has begun is known
+	lock, unknown, unkept trouble
 
 	actTimeout, resumeTimeout time.Duration
 
@@ -146,7 +146,7 @@ func (s *Supervisor) forget() {
 	s.confirmations = map[string]*confirmation{}
 	for _, p := range s.cfg.Pipelines {
 		s.watches[p.Name], s.memories[p.Name], s.heard[p.Name] = &watch{}, &memory{}, &heard{}
-		s.confirmations[p.Name] = &confirmation{told: true} // who acted before may have told
+		s.confirmations[p.Name] = &confirmation{}
 	}
 }
 
@@ -241,6 +241,8 @@ func (s *Supervisor) round(ctx context.Context, lock *lock) {
 
 // act does what the facts lead to, as long as the lock is held.
 func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
+	var unkept []string
+	defer func() { s.unkept.tell(s.cfg.Log, unkept) }()
 	for i, p := range s.cfg.Pipelines {
 		if i == 1 {
 			facts.MissingTopics = nil // one makes them all
@@ -249,11 +251,9 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 			return
 		}
 		s.settle(ctx, facts, p)
-		if slot := facts.Pipelines[p.Name].Slot; slot != nil {
-			s.confirmations[p.Name].learn(slot)
-			if err := s.tell(ctx, p, slot); err != nil {
-				s.cfg.Log.Warn("a new slot would send the whole outbox", "connector", p.Name, "error", err)
-			}
+		if slot := facts.Pipelines[p.Name].Slot; slot != nil && facts.topics != "" {
+			s.confirmations[p.Name].learn(slot, facts.topics)
+			unkept = append(unkept, of("the table outbox_confirmed of "+p.Name, s.tell(ctx, p, slot))...)
 		}
 		for _, act := range decide(facts.At, p.Name, facts, s.memories[p.Name]) {
 			if ctx.Err() != nil {

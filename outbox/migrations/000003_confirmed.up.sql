@@ -1,12 +1,14 @@
 -- What a new slot may leave out. A connector whose slot was lost or dropped makes a new one and sends the outbox
--- again (a snapshot): all that is retained, unless a row here says which of it Kafka has. The row is written by who
--- has watched the old slot (outboxctl supervise) when it is found lost or missing, for some moments only: a
--- connector that reads the outbox again for another reason, because Kafka has lost its records, must send all of it.
+-- again (a snapshot): all that is retained, unless a row here says which of it Kafka has. Who watches the slot
+-- (outboxctl supervise) keeps that here, and lets it be taken for true only while the slot is lost or missing, for some moments at a
+-- time: a connector that reads the outbox again for another reason, because Kafka has lost its records, must send
+-- all of it.
 CREATE TABLE outbox_confirmed (
     slot    name        NOT NULL PRIMARY KEY,
     xid     xid8        NOT NULL, -- Kafka has the rows of all transactions before this one
-    history text        NOT NULL, -- of what log that is known (outbox_log_history)
-    until   timestamptz NOT NULL  -- not taken for true from then on
+    history text        NOT NULL, -- of which log that is known (outbox_log_history)
+    topics  text        NOT NULL, -- and of which topics, as who keeps it calls them: a topic that is made anew is empty
+    until   timestamptz NOT NULL  -- it is taken for true until then
 );
 
 -- The cluster and the timeline. Another cluster has other numbers for its transactions, and so has a standby that was promoted, or a
@@ -15,17 +17,20 @@ CREATE FUNCTION outbox_log_history() RETURNS text
 LANGUAGE sql STABLE
 AS $$ SELECT system_identifier || ' ' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) FROM pg_control_system() $$;
 
--- Says for some moments that Kafka has, by a slot, the rows of all transactions before xid, which is known of a log; null: says it no more.
-CREATE FUNCTION outbox_confirm(slot name, xid xid8, history text, moments interval) RETURNS void
+-- Keeps that Kafka has, by a slot, the rows of all transactions before xid, as is known of a log and of topics, to be taken for
+-- true for some moments, or none. Null: nothing is known.
+CREATE FUNCTION outbox_confirm(slot name, xid xid8, history text, topics text, moments interval) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
 AS $$
 #variable_conflict use_variable
 BEGIN
-    DELETE FROM outbox_confirmed c WHERE c.slot = outbox_confirm.slot;
-    IF xid IS NOT NULL THEN
-        INSERT INTO outbox_confirmed VALUES (slot, xid, history, clock_timestamp() + moments);
+    IF xid IS NULL THEN
+        DELETE FROM outbox_confirmed c WHERE c.slot = outbox_confirm.slot;
+        RETURN;
     END IF;
+    INSERT INTO outbox_confirmed VALUES (slot, xid, history, topics, clock_timestamp() + moments)
+    ON CONFLICT ON CONSTRAINT outbox_confirmed_pkey DO UPDATE SET xid = excluded.xid, history = excluded.history, topics = excluded.topics, until = excluded.until;
 END $$;
 
 -- A row of the outbox is not known to be in Kafka if age(xmin) is this at most. xmin is the transaction that
@@ -45,11 +50,11 @@ AS $$
 $$;
 
 -- To say too much would lose events.
-REVOKE EXECUTE ON FUNCTION outbox_confirm(name, xid8, text, interval) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION outbox_confirm(name, xid8, text, text, interval) FROM PUBLIC;
 
 -- A session's own temporary tables must not stand in for ours in what runs as the owner.
 DO $$
 BEGIN
-    EXECUTE format('ALTER FUNCTION outbox_confirm(name, xid8, text, interval) SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format('ALTER FUNCTION outbox_confirm(name, xid8, text, text, interval) SET search_path = %I, pg_temp', current_schema());
     EXECUTE format('ALTER FUNCTION outbox_unconfirmed_age(name) SET search_path = %I, pg_temp', current_schema());
 END $$;
