@@ -47,6 +47,7 @@ The report is left in --out, with the logs if it is not clean.`,
 	f.IntVar(&cfg.Brokers, "brokers", 3, "Kafka brokers")
 	f.IntVar(&cfg.Workers, "workers", 2, "Kafka Connect workers")
 	f.IntVar(&cfg.Overlap, "overlap", 75, "percent of the faults that may meet others; the rest have the system to themselves")
+	f.IntVar(&cfg.AtOnce, "at-once", 2, "faults that may last at the same time")
 	f.StringSliceVar(&cfg.Only, "only", nil, "kinds of faults, one after the other, in place of all by the seed")
 	_ = c.MarkFlagRequired("bin") // the flag exists
 	return c

@@ -40,6 +40,8 @@ type Config struct {
 	// Overlap is the percentage of faults that may begin while another, independent one lasts. The others begin when
 	// everything works, and have the system to themselves until orders flow again.
 	Overlap int
+	// AtOnce is how many faults may last at the same time, default 2.
+	AtOnce int
 	// MaxFaults ends the injection earlier than Duration; 0: it does not. With fewer than MinFaults the report has
 	// missed what it was asked for.
 	MinFaults, MaxFaults int
@@ -69,6 +71,8 @@ func (c *Config) validate() error {
 		return errors.New("chaos: there must be at least one instance, broker and worker")
 	case c.Overlap < 0 || c.Overlap > 100:
 		return errors.New("chaos: overlap is a percentage, 0 to 100")
+	case c.AtOnce < 0:
+		return errors.New("chaos: at least one fault must be allowed at once")
 	case c.MinFaults < 0 || c.MaxFaults < 0 || c.MaxFaults > 0 && c.MaxFaults < c.MinFaults:
 		return errors.New("chaos: the least and the most faults must not be negative, nor the most less than the least")
 	}
@@ -78,6 +82,9 @@ func (c *Config) validate() error {
 		if *p.value == 0 {
 			*p.value = *p.byDefault
 		}
+	}
+	if c.AtOnce == 0 {
+		c.AtOnce = 2
 	}
 	if c.Out == nil {
 		c.Out = io.Discard
@@ -239,7 +246,7 @@ func (r *run) begun(f fault, overlap bool) *Event {
 			return nil
 		}
 	}
-	if lasting > 1 || len(r.active) > 3 || !overlap && len(r.active) > 0 {
+	if lasting >= r.cfg.AtOnce || len(r.active) >= r.cfg.AtOnce+2 || !overlap && len(r.active) > 0 {
 		return nil
 	}
 	for _, other := range r.active {
