@@ -48,6 +48,8 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 		}
 	}
 
+	oldest := committed() // before it was looked
+	since := rows(t, p, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text`)[0]
 	old := committed()
 	// Of a transaction that is open at the mark, and of one within it.
 	open, err := p.Begin(t.Context())
@@ -65,32 +67,47 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 		t.Fatal(err)
 	}
 	between := committed() // committed before the mark, but after a transaction that is still open
-	mark := rows(t, p, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text`)[0]
+	xid := func(of string) string { return rows(t, p, `SELECT pg_snapshot_`+of+`(pg_current_snapshot())::text`)[0] }
+	mark := xid("xmin")
 	late := committed()
 	if err := open.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	all, unconfirmed := []string{old, early, inner, between, late}, []string{early, inner, between, late}
-	confirm := func(slot, xid, moments string) {
+	all, unconfirmed := []string{oldest, old, early, inner, between, late}, []string{oldest, early, inner, between, late}
+	confirm := func(slot, before, moments string) {
 		t.Helper()
-		exec(t, p, `SELECT outbox_confirm($1, nullif($2, '')::xid8, outbox_log_history(), 'topics', $3::interval)`, slot, xid, moments)
+		exec(t, p, `SELECT outbox_confirm($1, $2::xid8, nullif($3, '')::xid8, outbox_log_history(), 'topics', $4::interval)`, slot, since, before, moments)
+	}
+	tell := func(slot, before string) { // nothing is told that is not kept
+		t.Helper()
+		confirm(slot, before, "0 s")
+		confirm(slot, before, "1 min")
 	}
 
 	sends("nothing is known", all...)
 	confirm("outbox_orderdb", mark, "1 min")
+	sends("nothing is kept", all...)
+	confirm("outbox_orderdb", mark, "0 s")
+	sends("it is kept, and not told", all...)
+	tell("outbox_orderdb", mark)
 	sends("it is known up to the mark", unconfirmed...)
 	exec(t, p, `VACUUM FREEZE outbox`)
 	sends("after its rows are frozen", unconfirmed...)
-	confirm("outbox_orderdb", mark, "-1 s")
-	sends("what was known is old", all...)
-	confirm("outbox_orderdb", mark, "1 min")
+	confirm("outbox_orderdb", mark, "0 s")
+	sends("it is told no more", all...)
+	tell("outbox_orderdb", mark)
+	exec(t, p, `UPDATE outbox_confirmed SET until = clock_timestamp() - interval '1 s'`)
+	sends("what was told is old", all...)
+	tell("outbox_orderdb", mark)
 	exec(t, p, `UPDATE outbox_confirmed SET history = left(history, -1) || 'F'`)
 	sends("it is known of another timeline", all...)
-	confirm("outbox_orderdb", rows(t, p, `SELECT (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 1000)::text`)[0], "1 min")
+	tell("outbox_orderdb", rows(t, p, `SELECT (pg_snapshot_xmax(pg_current_snapshot())::text::bigint + 1000)::text`)[0])
 	sends("it is known up to a transaction that has not begun", all...)
-	confirm("outbox_orderdb", mark, "1 min")
+	tell("outbox_orderdb", since)
+	sends("it is known of no transaction", all...)
+	tell("outbox_orderdb", mark)
 	confirm("outbox_orderdb", "", "1 min")
 	sends("it is taken back", all...)
-	confirm("outbox_paymentdb", mark, "1 min")
+	tell("outbox_paymentdb", mark)
 	sends("it is known of another slot", all...)
 }

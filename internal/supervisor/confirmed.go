@@ -18,17 +18,19 @@ import (
 //
 // The database keeps it for the supervisor that acts next (outbox_confirmed).
 type confirmation struct {
-	reader  string
-	marks   []mark // not confirmed yet, oldest first
-	before  int64  // Kafka has the rows of all transactions before this one; 0: not known
-	history string // of the log that this is known of
-	topics  string // and the topics
-	last    mark
+	reader string
+	marks  []mark // not confirmed yet, oldest first
+	// Kafka has the rows of all transactions from since to before another; before is 0: not known. Nothing is known of
+	// those that are older than the topics, or than the first look.
+	since, before int64
+	history       string // of the log that this is known of
+	topics        string // and the topics
+	last          mark
 
 	recalled bool      // what the database has is known
-	saved    int64     // what it has
+	saved    int64     // what it has: before
 	told     bool      // it may take that for true now ([Supervisor.tell])
-	at       time.Time // of the last try to write it
+	at       time.Time // when it was written last
 }
 
 // mark is a place in the log: all transactions before xid have ended before wal.
@@ -47,9 +49,16 @@ const (
 
 // learn takes in a look at the slot and at the topics.
 func (c *confirmation) learn(slot *Slot, topics string) {
-	// Another server, or the same one at an earlier time: its transactions will have numbers that others had.
-	other := slot.history != c.history || slot.mark.wal < c.last.wal || slot.mark.xid < c.last.xid
-	if other || topics != c.topics { // a topic that was made anew does not have what it had
+	switch {
+	case slot.history != c.history || slot.mark.wal < c.last.wal || slot.mark.xid < c.last.xid,
+		// Another server, or the same one at an earlier time: its transactions will have numbers that others had.
+		slot.Confirmed > slot.mark.wal, // of another log too
+		topics != c.topics,             // one was made anew, and does not have what it had
+		!slot.published:                // what is written now is in no topic, and is confirmed nevertheless
+		c.forget()
+		c.since = slot.next
+	case slot.Snapshot != nil && slot.Exists && slot.WALStatus != "lost" && !c.told:
+		// All of the outbox is sent again, because Kafka has lost something. It must be so to the end.
 		c.forget()
 	}
 	c.history, c.topics, c.last = slot.history, topics, slot.mark
@@ -83,33 +92,43 @@ func (s *Supervisor) tell(ctx context.Context, p Pipeline, slot *Slot) error {
 			return err
 		}
 	}
-	anew, since := !slot.Exists || slot.WALStatus == "lost", time.Since(c.at)
-	switch {
-	case !anew && slot.Active:
-		if c.told || c.saved != c.before && since > saveEvery {
-			return c.save(ctx, p, 0)
-		}
-	case c.before != 0 && (anew || c.told) && since > toldFor/3:
-		return c.save(ctx, p, toldFor)
+	if moments, due := c.due(slot, time.Now()); due {
+		return c.save(ctx, p, moments)
 	}
 	return nil
+}
+
+// due tells whether the database has to be written to, and for how long it then takes what it has for true.
+func (c *confirmation) due(slot *Slot, now time.Time) (moments time.Duration, due bool) {
+	anew, since := !slot.Exists || slot.WALStatus == "lost", now.Sub(c.at)
+	switch {
+	case c.before == 0: // nothing is known any more
+		return 0, c.told || c.saved != 0
+	case !anew && slot.reader != "":
+		return 0, c.told || c.saved != c.before && since >= saveEvery
+	case anew && !c.told:
+		return toldFor, true
+	default: // until it is read
+		return toldFor, c.told && since >= toldFor/3
+	}
 }
 
 // recall reads what the supervisor that acted before knew.
 func (c *confirmation) recall(ctx context.Context, p Pipeline) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
+	var since int64
 	var history, topics string
-	err := p.DB.QueryRow(ctx, `SELECT xid::text::bigint, history, topics, until > clock_timestamp() FROM outbox_confirmed WHERE slot = $1`,
-		p.Slot).Scan(&c.saved, &history, &topics, &c.told)
+	err := p.DB.QueryRow(ctx, `SELECT since::text::bigint, before::text::bigint, history, topics, until > clock_timestamp() FROM outbox_confirmed WHERE slot = $1`,
+		p.Slot).Scan(&since, &c.saved, &history, &topics, &c.told)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = nil
 	}
 	if err != nil {
 		return advice(p, err)
 	}
-	if c.recalled = true; history == c.history && topics == c.topics && c.saved <= c.last.xid {
-		c.before = max(c.before, c.saved)
+	if c.recalled = true; history == c.history && topics == c.topics && c.saved != 0 && c.saved <= c.last.xid {
+		c.since, c.before = since, max(c.before, c.saved)
 	}
 	return nil
 }
@@ -119,11 +138,11 @@ func (c *confirmation) save(ctx context.Context, p Pipeline, moments time.Durati
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	c.told = c.told || moments > 0 // also if the answer is lost
-	c.at = time.Now()
-	if _, err := p.DB.Exec(ctx, `SELECT outbox_confirm($1, nullif($2::bigint, 0)::text::xid8, $3, $4, $5)`, p.Slot, c.before, c.history, c.topics, moments); err != nil {
+	if _, err := p.DB.Exec(ctx, `SELECT outbox_confirm($1, $2::bigint::text::xid8, nullif($3::bigint, 0)::text::xid8, $4, $5, $6)`,
+		p.Slot, c.since, c.before, c.history, c.topics, moments); err != nil {
 		return advice(p, err)
 	}
-	c.saved, c.told = c.before, moments > 0
+	c.saved, c.told, c.at = c.before, moments > 0, time.Now()
 	return nil
 }
 

@@ -1,6 +1,9 @@
 package supervisor
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // look is a look at a slot that somebody reads; every look finds the log 100 bytes and a transaction further on.
 type look struct {
@@ -9,47 +12,95 @@ type look struct {
 	status    string
 	history   string
 	topics    string
+	snapshot  bool
+	broken    bool // the publication
+	told      bool
 	back      int // so many looks back in time is the log
 }
 
 func TestLearn(t *testing.T) {
+	known := []look{{reader: "a"}, {reader: "a", confirmed: 1}} // up to the first look
+	after := func(looks ...look) []look { return append(known[:2:2], looks...) }
 	for name, c := range map[string]struct {
-		looks []look
-		want  int64 // the number of the look whose transactions are known to be in Kafka; 0: none
+		looks  []look
+		before int64 // the number of the look whose transactions are known to be in Kafka; 0: none
+		since  int64 // the number of the look from which on
 	}{
-		"nothing is confirmed":                    {[]look{{reader: "a"}, {reader: "a"}}, 0},
-		"the newest mark that is confirmed":       {[]look{{reader: "a"}, {reader: "a"}, {reader: "a", confirmed: 1}, {reader: "a", confirmed: 2}}, 2},
-		"several at once":                         {[]look{{reader: "a"}, {reader: "a"}, {reader: "a"}, {reader: "a", confirmed: 3}}, 3},
-		"never that of the same look":             {[]look{{reader: "a", confirmed: 1}}, 0},
-		"nobody reads":                            {[]look{{}, {}, {confirmed: 2}, {confirmed: 3}}, 0},
-		"another reader is no proof":              {[]look{{reader: "a"}, {reader: "b", confirmed: 1}}, 0},
-		"nor is one that came after a break":      {[]look{{reader: "a"}, {}, {reader: "a", confirmed: 1}}, 0},
-		"nor a new slot, which begins later":      {[]look{{reader: "a"}, {status: "lost"}, {reader: "b", confirmed: 2}}, 0},
-		"but the new reader's own marks":          {[]look{{reader: "a"}, {reader: "b"}, {reader: "b", confirmed: 2}}, 2},
-		"what was proven stays so":                {[]look{{reader: "a"}, {reader: "a", confirmed: 1}, {}, {status: "lost"}, {reader: "b"}}, 1},
-		"a lost slot confirms nothing":            {[]look{{reader: "a"}, {reader: "a", status: "lost", confirmed: 1}}, 0},
-		"not on a standby that was promoted":      {[]look{{reader: "a"}, {reader: "a", confirmed: 1}, {history: "2"}}, 0},
-		"not when the server is restored earlier": {[]look{{reader: "a"}, {reader: "a", confirmed: 1}, {back: 2}}, 0},
-		"not when a topic is made anew":           {[]look{{reader: "a"}, {reader: "a", confirmed: 1}, {reader: "a", confirmed: 2, topics: "2"}}, 0},
+		"nothing is confirmed":                    {[]look{{reader: "a"}, {reader: "a"}}, 0, 1},
+		"the newest mark that is confirmed":       {after(look{reader: "a"}, look{reader: "a", confirmed: 2}), 2, 1},
+		"several at once":                         {[]look{{reader: "a"}, {reader: "a"}, {reader: "a"}, {reader: "a", confirmed: 3}}, 3, 1},
+		"never that of the same look":             {[]look{{reader: "a", confirmed: 1}}, 0, 1},
+		"nobody reads":                            {[]look{{}, {}, {confirmed: 2}, {confirmed: 3}}, 0, 1},
+		"another reader is no proof":              {[]look{{reader: "a"}, {reader: "b", confirmed: 1}}, 0, 1},
+		"nor is one that came after a break":      {[]look{{reader: "a"}, {}, {reader: "a", confirmed: 1}}, 0, 1},
+		"nor a new slot, which begins later":      {[]look{{reader: "a"}, {status: "lost"}, {reader: "b", confirmed: 2}}, 0, 1},
+		"but the new reader's own marks":          {[]look{{reader: "a"}, {reader: "b"}, {reader: "b", confirmed: 2}}, 2, 1},
+		"what was proven stays so":                {after(look{}, look{status: "lost"}, look{reader: "b"}), 1, 1},
+		"a lost slot confirms nothing":            {[]look{{reader: "a"}, {reader: "a", status: "lost", confirmed: 1}}, 0, 1},
+		"not on a standby that was promoted":      {after(look{history: "2"}), 0, 3},
+		"not when the server is restored earlier": {after(look{back: 2}), 0, 3},
+		"not beyond the end of the log":           {after(look{reader: "a", confirmed: 9}), 0, 3},
+		"not when a topic is made anew":           {after(look{reader: "a", confirmed: 2, topics: "2"}), 0, 3},
+		"only of what came after":                 {after(look{reader: "a", topics: "2"}, look{reader: "a", topics: "2", confirmed: 3}), 3, 3},
+		"not while it is not published":           {after(look{reader: "a", confirmed: 2, broken: true}, look{reader: "a", confirmed: 3, broken: true}), 0, 4},
+		"not when all is sent again":              {after(look{snapshot: true}), 0, 1},
+		"but when what is missing is sent":        {after(look{snapshot: true, told: true}), 1, 1},
 	} {
 		var got confirmation
 		for i, l := range c.looks {
 			n := int64(i + 1 - l.back)
-			got.learn(&Slot{reader: l.reader, WALStatus: l.status, history: l.history, Confirmed: 100 * l.confirmed, mark: mark{xid: n, wal: 100 * n}}, l.topics)
+			slot := &Slot{
+				Exists: true, reader: l.reader, WALStatus: l.status, history: l.history, Confirmed: 100 * l.confirmed,
+				mark: mark{xid: n, wal: 100 * n}, next: int64(i + 1), published: !l.broken,
+			}
+			if l.snapshot {
+				slot.Snapshot = new(time.Minute)
+			}
+			got.told = l.told
+			got.learn(slot, "topics"+l.topics)
 		}
-		if got.before != c.want {
-			t.Errorf("%s: %d, want %d", name, got.before, c.want)
+		if got.before != c.before || got.since != c.since {
+			t.Errorf("%s: %d to %d, want %d to %d", name, got.since, got.before, c.since, c.before)
 		}
 	}
 	// A connector that confirms nothing for long has its first marks left.
 	var c confirmation
 	for n := range int64(10 * maxMarks) {
-		c.learn(&Slot{reader: "a", mark: mark{xid: n + 1, wal: n + 1}}, "")
+		c.learn(&Slot{reader: "a", published: true, mark: mark{xid: n + 1, wal: n + 1}}, "")
 	}
 	if len(c.marks) != maxMarks {
 		t.Errorf("%d marks", len(c.marks))
 	}
-	if c.learn(&Slot{reader: "a", Confirmed: 10, mark: mark{xid: 1e6, wal: 1e6}}, ""); c.before != 10 {
+	if c.learn(&Slot{reader: "a", published: true, Confirmed: 10, mark: mark{xid: 1e6, wal: 1e6}}, ""); c.before != 10 {
 		t.Errorf("%d", c.before)
+	}
+}
+
+func TestDue(t *testing.T) {
+	now := time.Now()
+	read, lost, unread, missing := &Slot{Exists: true, reader: "a"}, &Slot{Exists: true, WALStatus: "lost"}, &Slot{Exists: true}, &Slot{}
+	for name, c := range map[string]struct {
+		known   confirmation
+		slot    *Slot
+		moments time.Duration
+		due     bool
+	}{
+		"nothing is known":                             {confirmation{}, lost, 0, false},
+		"nothing any more, and it is kept":             {confirmation{saved: 5, at: now}, unread, 0, true},
+		"nothing any more, and it was told":            {confirmation{saved: 5, told: true, at: now}, lost, 0, true},
+		"more is known":                                {confirmation{saved: 5, before: 6, at: now.Add(-saveEvery)}, read, 0, true},
+		"more is known, and was written just now":      {confirmation{saved: 5, before: 6, at: now.Add(-time.Second)}, read, 0, false},
+		"all is written":                               {confirmation{saved: 6, before: 6, at: now.Add(-time.Hour)}, read, 0, false},
+		"the slot is lost, at once":                    {confirmation{saved: 6, before: 6, at: now.Add(-time.Second)}, lost, toldFor, true},
+		"the slot is missing, at once":                 {confirmation{saved: 5, before: 6, at: now.Add(-time.Second)}, missing, toldFor, true},
+		"nobody reads the slot":                        {confirmation{saved: 5, before: 6, at: now.Add(-time.Hour)}, unread, 0, false},
+		"told just now":                                {confirmation{saved: 6, before: 6, told: true, at: now.Add(-time.Second)}, lost, 0, false},
+		"told some time ago, and still lost":           {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, lost, toldFor, true},
+		"told some time ago, the new slot is not read": {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, unread, toldFor, true},
+		"told, and the new slot is read":               {confirmation{saved: 6, before: 6, told: true, at: now}, read, 0, true},
+	} {
+		if moments, due := c.known.due(c.slot, now); due != c.due || due && moments != c.moments {
+			t.Errorf("%s: %s, %t, want %s, %t", name, moments, due, c.moments, c.due)
+		}
 	}
 }

@@ -26,7 +26,9 @@ type Facts struct {
 	Unknown       []string            `json:"unknown,omitempty"`
 
 	worker connect.Client // one that answers
-	topics string         // which topics there are; one that was made anew is another one. "": Kafka does not answer
+	// topics are by pipeline the ids of its topics in one: a topic that is made anew has another id.
+	// nil: Kafka does not answer.
+	topics map[string]string
 }
 
 // Pipeflow is the state of one pipeline.
@@ -74,10 +76,12 @@ type Slot struct {
 	Silence *time.Duration `json:"silence_ns,omitempty"`
 
 	pid    int32  // the walsender's process; 0: none
-	reader string // the process and when it began; "": none, or it may not be seen
+	reader string // of a connector: the process and when it began; "": none, or it may not be seen
 	mark   mark
+	next   int64 // the transaction that begins next
 	// history is of which cluster and timeline the log is.
-	history string
+	history   string
+	published bool // the publication has the outbox
 }
 
 // Group is the state of a consumer group.
@@ -188,10 +192,16 @@ const selectSlot = `
 SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.wal_status, ''),
        coalesce(s.invalidation_reason, ''), coalesce(s.confirmed_flush_lsn - '0/0'::pg_lsn, 0)::bigint,
        coalesce(pg_current_wal_lsn() - s.restart_lsn, 0)::bigint, s.safe_wal_size,
-       coalesce(s.active_pid, 0), coalesce(r.pid || ' ' || r.backend_start, ''), r.pid || ' ' || r.backend_start || coalesce(' ' || r.reply_time, ''),
+       coalesce(s.active_pid, 0),
+       -- While a slot is being made its maker has it too.
+       CASE WHEN r.state IN ('catchup', 'streaming') AND r.application_name LIKE 'Debezium%' THEN r.pid || ' ' || r.backend_start ELSE '' END,
+       CASE WHEN r.state IN ('catchup', 'streaming') THEN r.pid || ' ' || r.backend_start || coalesce(' ' || r.reply_time, '') END,
        -- A mark: the snapshot is of the statement's beginning, and the position is read later.
-       pg_snapshot_xmin(pg_current_snapshot())::text::bigint, (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
+       pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+       (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
        (SELECT system_identifier FROM pg_control_system()) || ' ' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
+       EXISTS (SELECT FROM pg_publication p WHERE p.pubname = 'outbox_pub' AND p.pubinsert AND p.pubviaroot
+                 AND (p.puballtables OR EXISTS (SELECT FROM pg_publication_rel o WHERE o.prpubid = p.oid AND o.prrelid = to_regclass('outbox')))),
        -- Outside of a snapshot Debezium's sessions have no transaction that lasts.
        (SELECT extract(epoch FROM max(clock_timestamp() - a.xact_start))::float8 FROM pg_stat_activity a
         WHERE a.datname = current_database() AND a.application_name LIKE 'Debezium%' AND a.backend_type = 'client backend'
@@ -225,7 +235,7 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var said *string
 	var snapshot *float64
 	err := p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-		&s.pid, &s.reader, &said, &s.mark.xid, &s.mark.wal, &s.history, &snapshot)
+		&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.published, &snapshot)
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer
 		return nil, err
@@ -251,13 +261,10 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 	if err != nil {
 		return err
 	}
-	slices.Sort(names)
-	sum := sha256.New()
 	for _, name := range names {
 		if !topics.Has(name) {
 			f.MissingTopics = append(f.MissingTopics, name)
 		}
-		fmt.Fprintln(sum, name, topics[name].ID)
 	}
 	var groups []string
 	for _, p := range s.cfg.Pipelines {
@@ -288,7 +295,15 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 	for name, beat := range newest {
 		beats[name] = beat.At
 	}
-	f.topics = hex.EncodeToString(sum.Sum(nil)[:16])
+	ids := map[string]string{}
+	for _, p := range s.cfg.Pipelines {
+		sum := sha256.New()
+		for _, name := range p.Topics {
+			fmt.Fprintln(sum, name, topics[name].ID)
+		}
+		ids[p.Name] = hex.EncodeToString(sum.Sum(nil)[:16])
+	}
+	f.topics = ids
 	return err
 }
 

@@ -52,6 +52,8 @@ type Pipeline struct {
 	Name  string // the database's and the connector's
 	Slot  string
 	Group string // the consumer group of the service
+	// Topics are those that its outbox writes. Those that are made anew do not have what they had.
+	Topics []string
 	// DB is a pool whose role may read outbox and inbox and see pg_stat_replication, end
 	// walsenders and drop slots.
 	DB *pgxpool.Pool
@@ -251,8 +253,8 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 			return
 		}
 		s.settle(ctx, facts, p)
-		if slot := facts.Pipelines[p.Name].Slot; slot != nil && facts.topics != "" {
-			s.confirmations[p.Name].learn(slot, facts.topics)
+		if slot, topics := facts.Pipelines[p.Name].Slot, facts.topics[p.Name]; slot != nil && topics != "" {
+			s.confirmations[p.Name].learn(slot, topics)
 			unkept = append(unkept, of("the table outbox_confirmed of "+p.Name, s.tell(ctx, p, slot))...)
 		}
 		for _, act := range decide(facts.At, p.Name, facts, s.memories[p.Name]) {

@@ -410,7 +410,7 @@ func (r *rig) knows() {
 func (r *rig) kept(order string) bool {
 	for _, d := range system.Databases() {
 		var kept bool
-		err := r.DB(d.Name).QueryRow(r.t.Context(), `SELECT count(*) > 0 AND bool_and(age(o.xmin) > age(c.xid::xid)) FROM outbox o, outbox_confirmed c WHERE o.aggregate_id = $1`, order).Scan(&kept)
+		err := r.DB(d.Name).QueryRow(r.t.Context(), `SELECT count(*) > 0 AND bool_and(age(o.xmin) > age(c.before::xid) AND age(o.xmin) <= age(c.since::xid)) FROM outbox o, outbox_confirmed c WHERE o.aggregate_id = $1`, order).Scan(&kept)
 		if err != nil || !kept {
 			return false
 		}

@@ -198,7 +198,8 @@ func Pipelines(pools map[string]*pgxpool.Pool, files []connect.File) ([]supervis
 			return nil, fmt.Errorf("there is no connector %s.json: give the folder of the project's connectors", s.Database.Name)
 		}
 		all = append(all, supervisor.Pipeline{
-			Name: s.Database.Name, Slot: s.Database.Slot(), Group: s.Name, DB: pools[s.Database.Name], Connector: files[i],
+			Topics: s.Topics,
+			Name:   s.Database.Name, Slot: s.Database.Slot(), Group: s.Name, DB: pools[s.Database.Name], Connector: files[i],
 		})
 	}
 	return all, nil
