@@ -171,10 +171,18 @@ func stackUp(ctx context.Context, cmd *cobra.Command, shape devstack.Shape) (err
 				return fmt.Errorf("%s and %s are both %d: choose different ports", other, variable, p)
 			}
 			used[p], ports[s.Name] = variable, append(ports[s.Name], p)
-			// Said before anything is started, so that a taken port costs no time.
-			if _, running := stack.PID(name); !running && taken(p) {
-				return fmt.Errorf("port %d, for %s, is taken by another program: stop that, or choose another port with %s", p, name, variable)
+			if err := free(stack, name, variable, p); err != nil {
+				return err
 			}
+		}
+	}
+	if os.Getenv("SUPERVISOR_PORT") != "" {
+		p, err := port("SUPERVISOR_PORT", 0)
+		if err == nil {
+			err = free(stack, system.SupervisorName, "SUPERVISOR_PORT", p)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	defer func() {
@@ -247,6 +255,15 @@ func supervisorPort(stack *devstack.Stack, used map[int]string) (int, error) {
 		return 0, err
 	}
 	return free[0], nil
+}
+
+// free explains a port that another program has than the process that it is for. It is asked before anything is
+// started, so that a taken port costs no time.
+func free(stack *devstack.Stack, name, variable string, p int) error {
+	if _, running := stack.PID(name); !running && taken(p) {
+		return fmt.Errorf("port %d, for %s, is taken by another program: stop that, or choose another port with %s", p, name, variable)
+	}
+	return nil
 }
 
 func taken(port int) bool {
