@@ -72,6 +72,7 @@ func (c *command) run(code int, args []string, want ...string) string {
 }
 
 func TestCommand(t *testing.T) {
+	t.Parallel()
 	c := newCommand(t)
 	c.success(minute)
 	var all []string
@@ -108,6 +109,7 @@ func TestCommand(t *testing.T) {
 }
 
 func TestCommandWatches(t *testing.T) {
+	t.Parallel()
 	c := newCommand(t)
 	c.success(minute)
 	lost := c.event(c.db.Order, nil, "stock", "stock.requested", idAt(minute), minute)

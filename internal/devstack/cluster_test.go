@@ -105,13 +105,19 @@ func topics(t *testing.T, s *devstack.Stack, copies int) {
 	}
 	defer client.Close()
 	admin := kadm.NewClient(client)
-	found, err := admin.ListTopicsWithInternal(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{"__consumer_offsets", "connect-configs", "connect-offsets", "connect-status"} {
-		if !found.Has(name) {
-			t.Errorf("there is no topic %s", name)
+	want := []string{"__consumer_offsets", "connect-configs", "connect-offsets", "connect-status"}
+	var found kadm.TopicDetails
+	// The broker that is asked may hear of them later than the one that made them.
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		if found, err = admin.ListTopicsWithInternal(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		missing := slices.DeleteFunc(slices.Clone(want), found.Has)
+		if len(missing) == 0 {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("there are no topics %v", missing)
 		}
 	}
 	configs, err := admin.DescribeTopicConfigs(t.Context(), found.Names()...)

@@ -3,13 +3,14 @@ package stacktest
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -33,19 +34,25 @@ type System struct {
 	pools     sync.Map                    // database → *pgxpool.Pool
 }
 
-// built says that binaries has been called.
-var built atomic.Bool
-
-// binaries are the services, built once for a test package.
+// binaries are the services. All test packages of a checkout share a folder, in which go build leaves what is up to date: to
+// link them takes longer than to start the stack.
 var binaries = sync.OnceValues(func() (string, error) {
-	built.Store(true)
-	dir, err := os.MkdirTemp("", "outboxsaga-bin")
+	checkout := sha256.Sum256([]byte(Root()))
+	dir := filepath.Join(os.TempDir(), fmt.Sprintf("outboxsaga-bin-%d-%x", os.Getuid(), checkout[:6]))
+	var flags []string
+	if Race {
+		flags, dir = append(flags, "-race"), dir+"-race"
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return "", err
 	}
-	var flags []string
-	if Race {
-		flags = append(flags, "-race")
+	defer lock.Close() // and with it the lock
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return "", err
 	}
 	return dir, system.Build(context.Background(), Root(), dir, os.Stderr, flags...)
 })
