@@ -19,6 +19,9 @@ case "${TEST_STACK:-native}" in
     need_tools jq curl ;;
   *) die "TEST_STACK is $TEST_STACK: set it to native (PostgreSQL, Kafka and Connect as processes, the default) or docker (in containers)" ;;
 esac
+TEST_BIN=$(mktemp -d) # the services that the tests start, linked once for all packages
+export TEST_BIN
+trap 'rm -rf "$TEST_BIN"' EXIT
 step() { printf '\n== %s\n' "$*"; }
 
 step "format"

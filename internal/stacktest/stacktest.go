@@ -48,6 +48,9 @@ func Main(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "stop the test stack:", err)
 		}
 	}
+	if ownBinaries != "" {
+		os.RemoveAll(ownBinaries)
+	}
 	os.Exit(code)
 }
 

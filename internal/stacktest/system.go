@@ -3,7 +3,6 @@ package stacktest
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -34,17 +33,26 @@ type System struct {
 	pools     sync.Map                    // database → *pgxpool.Pool
 }
 
-// binaries are the services. All test packages of a checkout share a folder, in which go build leaves what is up to date: to
-// link them takes longer than to start the stack.
-var binaries = sync.OnceValues(func() (string, error) {
-	checkout := sha256.Sum256([]byte(Root()))
-	dir := filepath.Join(os.TempDir(), fmt.Sprintf("outboxsaga-bin-%d-%x", os.Getuid(), checkout[:6]))
+// ownBinaries is the folder that binaries has made for this package alone.
+var ownBinaries string
+
+// binaries are the services. The packages that one run tests share the folder TEST_BIN (scripts/test.sh), in which go build leaves
+// what is up to date: to link them takes longer than to start the stack.
+var binaries = sync.OnceValues(func() (dir string, err error) {
 	var flags []string
 	if Race {
-		flags, dir = append(flags, "-race"), dir+"-race"
+		flags = append(flags, "-race")
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", err
+	if dir = os.Getenv("TEST_BIN"); dir == "" {
+		if dir, err = os.MkdirTemp("", "outboxsaga-bin"); err != nil {
+			return "", err
+		}
+		ownBinaries = dir
+		return dir, system.Build(context.Background(), Root(), dir, os.Stderr, flags...)
+	}
+	dir = filepath.Join(dir, fmt.Sprint("race-", Race))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("TEST_BIN must be a folder that can be written: %w", err)
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
