@@ -173,17 +173,17 @@ func (w *world) start(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	start := func() error { return again.UpOnly(ctx, name) }
 	if p, ok := w.services[name]; ok {
-		// A service that finds its database or broker gone ends at the start; an init system would try again.
-		for ctx.Err() == nil {
-			if err = again.Start(ctx, p); err == nil {
-				return nil
-			}
-			pause(ctx, 300*time.Millisecond)
-		}
-		return err
+		start = func() error { return again.Start(ctx, p) }
 	}
-	return again.UpOnly(ctx, name)
+	// What finds its database or brokers gone may end while it starts; an init system would try again.
+	for {
+		if err = start(); err == nil || ctx.Err() != nil {
+			return err
+		}
+		pause(ctx, 300*time.Millisecond)
+	}
 }
 
 // signal sends a signal to a process; to PostgreSQL as a whole, where it is to be stopped: the

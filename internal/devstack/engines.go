@@ -107,9 +107,9 @@ func stillEnding(log []byte) bool {
 }
 
 // NoBroker tells whether a worker has written to its log that it ends because no broker answered while it
-// started, for no longer than its default.api.timeout.ms.
+// started, for no longer than its default.api.timeout.ms, or did not make its topics in time.
 func NoBroker(log []byte) bool {
-	return bytes.Contains(log, []byte("connect to and describe Kafka cluster"))
+	return bytes.Contains(log, []byte("connect to and describe Kafka cluster")) || bytes.Contains(log, []byte("Timeout expired while trying to create topic"))
 }
 
 // jvm is the start of a Java command line. The folder in it marks the process as ours.
