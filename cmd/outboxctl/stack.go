@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -171,7 +170,7 @@ func stackUp(ctx context.Context, cmd *cobra.Command, shape devstack.Shape) (err
 				return fmt.Errorf("%s and %s are both %d: choose different ports", other, variable, p)
 			}
 			used[p], ports[s.Name] = variable, append(ports[s.Name], p)
-			if err := free(stack, name, variable, p); err != nil {
+			if err := checkFree(stack, name, variable, p); err != nil {
 				return err
 			}
 		}
@@ -179,7 +178,7 @@ func stackUp(ctx context.Context, cmd *cobra.Command, shape devstack.Shape) (err
 	if os.Getenv("SUPERVISOR_PORT") != "" {
 		p, err := port("SUPERVISOR_PORT", 0)
 		if err == nil {
-			err = free(stack, system.SupervisorName, "SUPERVISOR_PORT", p)
+			err = checkFree(stack, system.SupervisorName, "SUPERVISOR_PORT", p)
 		}
 		if err != nil {
 			return err
@@ -247,7 +246,7 @@ func supervisorPort(stack *devstack.Stack, used map[int]string) (int, error) {
 		return 0, err
 	}
 	p, err := port("SUPERVISOR_PORT", after+1)
-	if err != nil || os.Getenv("SUPERVISOR_PORT") != "" || used[p] == "" && !taken(p) {
+	if err != nil || os.Getenv("SUPERVISOR_PORT") != "" || used[p] == "" && devstack.CheckPort(devstack.Process{Port: p}) == nil {
 		return p, err
 	}
 	free, err := devstack.FreePorts(1)
@@ -257,21 +256,13 @@ func supervisorPort(stack *devstack.Stack, used map[int]string) (int, error) {
 	return free[0], nil
 }
 
-// free explains a port that another program has than the process that it is for. It is asked before anything is
+// checkFree explains a port that another program has than the process that it is for. It is asked before anything is
 // started, so that a taken port costs no time.
-func free(stack *devstack.Stack, name, variable string, p int) error {
-	if _, running := stack.PID(name); !running && taken(p) {
-		return fmt.Errorf("port %d, for %s, is taken by another program: stop that, or choose another port with %s", p, name, variable)
+func checkFree(stack *devstack.Stack, name, variable string, p int) error {
+	if _, running := stack.PID(name); running {
+		return nil
 	}
-	return nil
-}
-
-func taken(port int) bool {
-	l, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-	if err == nil {
-		l.Close()
-	}
-	return err != nil
+	return devstack.CheckPort(devstack.Process{Name: name, Port: p, PortVariable: variable})
 }
 
 func stackStatus(cmd *cobra.Command) error {

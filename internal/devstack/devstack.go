@@ -255,7 +255,7 @@ func (s *Stack) Abort() {
 // Lock keeps other programs that call it from working on the same folder, until unlock
 // is called or this program ends.
 func (s *Stack) Lock(ctx context.Context) (unlock func(), err error) {
-	return lockFile(ctx, filepath.Join(s.cfg.Dir, ".lock"), func() {
+	return LockFile(ctx, filepath.Join(s.cfg.Dir, ".lock"), func() {
 		s.Say("another program starts or stops the stack in %s; waiting for it", s.cfg.Dir)
 	})
 }

@@ -48,7 +48,7 @@ func (s *Stack) postgres(ctx context.Context, kit Kit) (Process, error) {
 	if _, running := s.running(Postgres); running {
 		return p, nil
 	}
-	if err := checkPort(p); err != nil {
+	if err := CheckPort(p); err != nil {
 		return p, err
 	}
 	if p.user != nil && !reachable(filepath.Join(kit.dir, "postgres")) {
@@ -142,7 +142,7 @@ func (s *Stack) kafka(ctx context.Context, kit Kit, java string, i int) (Process
 		return p, nil
 	}
 	voter := Process{Name: "the controller of " + name, Port: s.cfg.port(controller, i), PortVariable: PortVariable(portVariables[controller], i)}
-	if err := errors.Join(checkPort(p), checkPort(voter)); err != nil {
+	if err := errors.Join(CheckPort(p), CheckPort(voter)); err != nil {
 		return p, err
 	}
 	settings := append(s.cfg.Detours.settings(name, listener, control), fmt.Sprint("node.id=", i), "log.dirs="+dir)

@@ -83,7 +83,7 @@ func (s *Stack) Launch(p Process) error {
 		return nil
 	}
 	if p.Port != 0 {
-		if err := checkPort(p); err != nil {
+		if err := CheckPort(p); err != nil {
 			return err
 		}
 	}
@@ -125,8 +125,8 @@ func (s *Stack) Launch(p Process) error {
 	return nil
 }
 
-// checkPort explains a port that somebody else has.
-func checkPort(p Process) error {
+// CheckPort explains a port that somebody else has.
+func CheckPort(p Process) error {
 	l, err := net.Listen("tcp", hostPort(p.Port))
 	if err == nil {
 		return l.Close()

@@ -58,7 +58,7 @@ func Resolve(ctx context.Context, root, cache string, out io.Writer) (Kit, error
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return Kit{}, fmt.Errorf("cannot write the cache: choose another folder with STACK_CACHE: %w", err)
 	}
-	unlock, err := lockFile(ctx, kit.dir+".lock", func() { fmt.Fprintln(out, "another program resolves the stack; waiting for it") })
+	unlock, err := LockFile(ctx, kit.dir+".lock", func() { fmt.Fprintln(out, "another program resolves the stack; waiting for it") })
 	if err != nil {
 		return Kit{}, fmt.Errorf("cannot write the cache: choose another folder with STACK_CACHE: %w", err)
 	}
@@ -238,9 +238,9 @@ func untar(r io.Reader, dir string) error {
 	}
 }
 
-// lockFile takes an exclusive lock between programs; the kernel frees it with the program.
+// LockFile takes an exclusive lock between programs; the kernel frees it with the program.
 // wait is called if another program has it.
-func lockFile(ctx context.Context, name string, wait func()) (unlock func(), err error) {
+func LockFile(ctx context.Context, name string, wait func()) (unlock func(), err error) {
 	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, err

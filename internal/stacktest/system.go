@@ -48,21 +48,16 @@ var binaries = sync.OnceValues(func() (dir string, err error) {
 			return "", err
 		}
 		ownBinaries = dir
-		return dir, system.Build(context.Background(), Root(), dir, os.Stderr, flags...)
+	} else if dir = filepath.Join(dir, fmt.Sprint("race-", Race)); os.MkdirAll(dir, 0o755) != nil {
+		return "", fmt.Errorf("TEST_BIN must be a folder that can be written: %s cannot be made", dir)
 	}
-	dir = filepath.Join(dir, fmt.Sprint("race-", Race))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return "", fmt.Errorf("TEST_BIN must be a folder that can be written: %w", err)
-	}
-	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	ctx := context.Background()
+	unlock, err := devstack.LockFile(ctx, filepath.Join(dir, "lock"), func() {})
 	if err != nil {
 		return "", err
 	}
-	defer lock.Close() // and with it the lock
-	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
-		return "", err
-	}
-	return dir, system.Build(context.Background(), Root(), dir, os.Stderr, flags...)
+	defer unlock()
+	return dir, system.Build(ctx, Root(), dir, os.Stderr, flags...)
 })
 
 // NewSystem starts a system with a number of instances of each service. env is added to

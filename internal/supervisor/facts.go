@@ -12,6 +12,7 @@ import (
 
 	"outboxsaga/internal/connect"
 	"outboxsaga/internal/provision"
+	"outboxsaga/outbox"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -199,9 +200,8 @@ SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, 
        -- A mark: the snapshot is of the statement's beginning, and the position is read later.
        pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
        (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
+       -- As outbox_log_history() says it, which a database of an older version does not have.
        (SELECT system_identifier FROM pg_control_system()) || ' ' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
-       EXISTS (SELECT FROM pg_publication p WHERE p.pubname = 'outbox_pub' AND p.pubinsert AND p.pubviaroot
-                 AND (p.puballtables OR EXISTS (SELECT FROM pg_publication_rel o WHERE o.prpubid = p.oid AND o.prrelid = to_regclass('outbox')))),
        -- Outside of a snapshot Debezium's sessions have no transaction that lasts.
        (SELECT extract(epoch FROM max(clock_timestamp() - a.xact_start))::float8 FROM pg_stat_activity a
         WHERE a.datname = current_database() AND a.application_name LIKE 'Debezium%' AND a.backend_type = 'client backend'
@@ -235,9 +235,13 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var said *string
 	var snapshot *float64
 	err := p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-		&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.published, &snapshot)
+		&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &snapshot)
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer
+		return nil, err
+	}
+	err = outbox.CheckPublication(ctx, p.DB)
+	if s.published = err == nil; err != nil && !errors.As(err, new(outbox.SettingError)) {
 		return nil, err
 	}
 	if s.Exists {

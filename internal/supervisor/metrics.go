@@ -33,7 +33,7 @@ func newMetrics() *metrics {
 	m.beat = gauge("cdc_heartbeat_age_seconds", "Age of the connector's newest heartbeat in Kafka.", "connector")
 	m.unseen = gauge("outbox_unseen_events", "Events older than 3 s that are not in their consumer's inbox.", "connector")
 	m.oldest = gauge("outbox_oldest_unseen_seconds", "Age of the oldest event that is not in its consumer's inbox; 0: none.", "connector")
-	m.confirmed = gauge("cdc_confirmed_transaction", "Kafka has the outbox rows of all transactions before this one, and a new slot would need only the others. Absent: not known, all would be sent.", "connector")
+	m.confirmed = gauge("cdc_confirmed_transaction", "Kafka has the outbox rows of all transactions before this one, and since its topics are there and a supervisor looks; a new slot leaves these out. Absent: not known, all would be sent.", "connector")
 	m.group = gauge("inbox_consumer_lag_records", "Records that a consumer group has not committed.", "group", "topic")
 	m.lead = prometheus.NewGauge(prometheus.GaugeOpts{Name: "supervisor_leads", Help: "1 if this supervisor is the one that acts."})
 	m.unknown = prometheus.NewGauge(prometheus.GaugeOpts{Name: "supervisor_unknown", Help: "What could not be asked in the last look."})
