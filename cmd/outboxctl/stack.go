@@ -30,8 +30,7 @@ func newStackCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
-				_, err = devstack.Resolve(cmd.Context(), root, "", cmd.OutOrStdout())
-				return err
+				return devstack.Resolve(cmd.Context(), root, cmd.OutOrStdout())
 			},
 		},
 	)

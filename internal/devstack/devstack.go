@@ -60,6 +60,8 @@ type Config struct {
 	PostgresSettings []string
 	// Detours are ways to the engines by way of something else. For tests of a failing network.
 	Detours Detours
+	// archives is the folder in which the JVMs leave their archives of classes when they end.
+	archives string
 	// Engines, if set, run the three in place of processes; this stack's ports lead to them.
 	// For tests in containers.
 	Engines Engines
@@ -153,7 +155,16 @@ func (s *Stack) UserURL(user, database string) string {
 func hostPort(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
 func (s *Stack) kit(ctx context.Context) (Kit, error) {
-	return Resolve(ctx, s.cfg.Root, s.cfg.Cache, s.cfg.Out)
+	return resolve(ctx, s.cfg.Root, s.cfg.Cache, s.cfg.Out)
+}
+
+// Resolve fetches what the stacks of a checkout run, into STACK_CACHE or the user's cache folder, where it is not there yet.
+func Resolve(ctx context.Context, root string, out io.Writer) error {
+	cache, err := cacheDir()
+	if err != nil {
+		return err
+	}
+	return (&Stack{cfg: Config{Root: root, Cache: cache, Out: &lines{out: out}}}).Resolve(ctx)
 }
 
 // Resolve fetches what the stack runs, where it is not there yet; the other methods do so too.
@@ -161,8 +172,11 @@ func (s *Stack) Resolve(ctx context.Context) error {
 	if s.cfg.Engines != nil {
 		return nil
 	}
-	_, err := s.kit(ctx)
-	return err
+	kit, err := s.kit(ctx)
+	if err != nil {
+		return err
+	}
+	return s.java(ctx, &kit)
 }
 
 // Up starts PostgreSQL, Kafka and Kafka Connect, those of their processes that do not run, and
@@ -188,9 +202,8 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) error {
 	if err := s.remember(); err != nil {
 		return err
 	}
-	var java string
 	if len(names) > 1 || names[0] != Postgres {
-		if java, err = Java(ctx); err != nil {
+		if err := s.java(ctx, &kit); err != nil {
 			return err
 		}
 	}
@@ -198,7 +211,7 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) error {
 	all, ctx := errgroup.WithContext(ctx)
 	for _, name := range names {
 		all.Go(func() error {
-			p, err := s.engine(ctx, kit, java, name)
+			p, err := s.engine(ctx, kit, name)
 			if err != nil {
 				return err
 			}
@@ -209,14 +222,14 @@ func (s *Stack) UpOnly(ctx context.Context, names ...string) error {
 }
 
 // engine prepares a process and says how to run it.
-func (s *Stack) engine(ctx context.Context, kit Kit, java, name string) (Process, error) {
+func (s *Stack) engine(ctx context.Context, kit Kit, name string) (Process, error) {
 	switch kind, i := Kind(name); {
 	case name == Postgres:
 		return s.postgres(ctx, kit)
 	case kind == Kafka && i <= s.cfg.Brokers:
-		return s.kafka(ctx, kit, java, i)
+		return s.kafka(ctx, kit, i)
 	case kind == Connect && i <= s.cfg.Workers:
-		return s.connect(kit, java, i)
+		return s.connect(kit, i)
 	}
 	return Process{}, fmt.Errorf("there is no %s in this stack", name)
 }

@@ -113,6 +113,18 @@ func TestLife(t *testing.T) {
 	all := []string{devstack.Postgres, devstack.Kafka, devstack.Connect}
 	first := pids(s, all...)
 
+	t.Run("the JVMs have their classes from an archive", func(t *testing.T) {
+		for _, name := range []string{devstack.Kafka, devstack.Connect} {
+			pid, _ := s.PID(name)
+			maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+			if err != nil {
+				t.Skip("this system does not tell what a process has mapped:", err)
+			}
+			if !bytes.Contains(maps, []byte("/"+name+".jsa")) {
+				t.Errorf("%s does without", name)
+			}
+		}
+	})
 	t.Run("another program finds it running", func(t *testing.T) {
 		var out bytes.Buffer
 		c := cfg

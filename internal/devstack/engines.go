@@ -113,28 +113,32 @@ func NoBroker(log []byte) bool {
 }
 
 // jvm is the start of a Java command line. The folder in it marks the process as ours.
-func (s *Stack) jvm(kit Kit, java, name, heap string) []string {
-	args := []string{java, "-Dstack=" + s.cfg.Dir + "/" + name, heap, "-Djava.io.tmpdir=" + s.temp(name),
+func (s *Stack) jvm(kit Kit, name, heap string) []string {
+	args := []string{kit.java.Path, "-Dstack=" + s.cfg.Dir + "/" + name, heap, "-Djava.io.tmpdir=" + s.temp(name),
 		"-Dlog4j2.configurationFile=" + filepath.Join(s.cfg.Root, "debezium", "log4j2.properties"),
 		"-Djava.net.preferIPv4Stack=true", "@" + filepath.Join(s.cfg.Root, "debezium", "jvm.options")}
 	if s.cfg.Fast {
 		args = append(args, "-XX:-UseParallelGC", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 	}
-	return append(args, "-cp", kit.libs())
+	kind, _ := Kind(name)
+	if kind != Connect {
+		kind = Kafka // its tools too
+	}
+	return append(append(args, s.sharing(kit, kind)...), "-cp", kit.libs())
 }
 
 // temp is the folder for the temporary files of a JVM: its native libraries.
 func (s *Stack) temp(name string) string { return filepath.Join(s.cfg.Dir, "."+name+"-tmp") }
 
 // kafka formats the storage where it is new and says how to run the i-th broker.
-func (s *Stack) kafka(ctx context.Context, kit Kit, java string, i int) (Process, error) {
+func (s *Stack) kafka(ctx context.Context, kit Kit, i int) (Process, error) {
 	name := Instance(Kafka, i)
 	dir := filepath.Join(s.cfg.Dir, name)
 	conf := filepath.Join(s.cfg.Dir, Instance("broker", i)+".properties")
 	listener, control := hostPort(s.cfg.port(Kafka, i)), hostPort(s.cfg.port(controller, i))
 	p := Process{
 		Name: name, Port: s.cfg.port(Kafka, i), PortVariable: PortVariable(portVariables[Kafka], i),
-		Args:  append(s.jvm(kit, java, name, "-Xmx384m"), "kafka.Kafka", conf),
+		Args:  append(s.jvm(kit, name, "-Xmx384m"), "kafka.Kafka", conf),
 		Ready: func(ctx context.Context) error { return askKafka(ctx, listener, int32(i)) },
 		Temp:  s.temp(name),
 	}
@@ -149,7 +153,7 @@ func (s *Stack) kafka(ctx context.Context, kit Kit, java string, i int) (Process
 	if err := s.properties("broker.properties", conf, append(settings, s.quorum()...)...); err != nil {
 		return p, err
 	}
-	return p, s.format(ctx, kit, java, name, conf, dir)
+	return p, s.format(ctx, kit, name, conf, dir)
 }
 
 // quorum is what the brokers of a cluster are told of each other, and what differs from one alone. The
@@ -176,7 +180,7 @@ func (s *Stack) quorum() []string {
 }
 
 // format prepares the storage of a broker where that is new, whole or not at all.
-func (s *Stack) format(ctx context.Context, kit Kit, java, name, conf, dir string) error {
+func (s *Stack) format(ctx context.Context, kit Kit, name, conf, dir string) error {
 	begun := filepath.Join(s.cfg.Dir, "."+name+"-unformatted")
 	_, interrupted := os.Stat(begun)
 	if _, err := os.Stat(dir); err == nil && interrupted != nil {
@@ -185,7 +189,7 @@ func (s *Stack) format(ctx context.Context, kit Kit, java, name, conf, dir strin
 	if err := errors.Join(os.WriteFile(begun, nil, 0o644), os.RemoveAll(dir)); err != nil {
 		return err
 	}
-	args := append(s.jvm(kit, java, "format", "-Xmx128m"), "-XX:TieredStopAtLevel=1",
+	args := append(s.jvm(kit, "format", "-Xmx128m"), "-XX:TieredStopAtLevel=1",
 		"kafka.tools.StorageTool", "format", "-t", "b3V0Ym94LXNhZ2Etc3RhYw", "-c", conf)
 	if s.cfg.Brokers == 1 {
 		args = append(args, "--standalone")
@@ -229,12 +233,12 @@ func askKafka(ctx context.Context, address string, node int32) error {
 
 // connect says how to run the i-th Connect worker. Hosts and secrets of the connectors
 // come from its environment.
-func (s *Stack) connect(kit Kit, java string, i int) (Process, error) {
+func (s *Stack) connect(kit Kit, i int) (Process, error) {
 	name, url := Instance(Connect, i), s.ConnectURLs()[i-1]
 	conf := filepath.Join(s.cfg.Dir, Instance("worker", i)+".properties")
 	p := Process{
 		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),
-		Args: append(s.jvm(kit, java, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
+		Args: append(s.jvm(kit, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
 		Temp: s.temp(name), Again: NoBroker,
 		Env: []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
 		Ready: func(ctx context.Context) error {

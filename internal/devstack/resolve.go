@@ -23,25 +23,21 @@ import (
 )
 
 // Kit is what a stack runs, resolved: Java libraries, the Debezium plugin and a
-// PostgreSQL.
+// PostgreSQL. Where it runs JVMs: with what, and the folder of their archives of classes.
 type Kit struct {
-	dir string
+	dir     string
+	java    JVM
+	classes string
 }
 
 func (k Kit) libs() string     { return filepath.Join(k.dir, "libs", "*") }
 func (k Kit) plugins() string  { return filepath.Join(k.dir, "plugins") }
 func (k Kit) postgres() string { return filepath.Join(k.dir, "postgres") }
 
-// Resolve returns the kit for root's debezium/pom.xml from cache, and fills the
+// resolve returns the kit for root's debezium/pom.xml from cache, and fills the
 // cache with Maven first where it must. Several programs may call it at once: one
 // resolves, the others wait. An interrupted call leaves nothing half done.
-func Resolve(ctx context.Context, root, cache string, out io.Writer) (Kit, error) {
-	if cache == "" {
-		var err error
-		if cache, err = cacheDir(); err != nil {
-			return Kit{}, err
-		}
-	}
+func resolve(ctx context.Context, root, cache string, out io.Writer) (Kit, error) {
 	pom := filepath.Join(root, "debezium", "pom.xml")
 	text, err := os.ReadFile(pom)
 	if err != nil {
@@ -51,7 +47,7 @@ func Resolve(ctx context.Context, root, cache string, out io.Writer) (Kit, error
 	if err != nil {
 		return Kit{}, err
 	}
-	kit := Kit{filepath.Join(cache, fmt.Sprintf("%x", sha256.Sum256(append(text, platform...)))[:16])}
+	kit := Kit{dir: filepath.Join(cache, fmt.Sprintf("%x", sha256.Sum256(append(text, platform...)))[:16])}
 	if _, err := os.Stat(kit.dir); err == nil {
 		return kit, nil
 	}
@@ -269,8 +265,14 @@ func LockFile(ctx context.Context, name string, wait func()) (unlock func(), err
 
 var javaVersion = regexp.MustCompile(`version "(?:1\.)?(\d+)`)
 
-// Java returns a java of version 17 or later: JAVA_HOME's, else the PATH's.
-func Java(ctx context.Context) (string, error) {
+// JVM is an installed Java.
+type JVM struct {
+	Path    string // of the program
+	Version string // what it prints with -version
+}
+
+// Java finds a Java of version 17 or later: JAVA_HOME's, else the PATH's.
+func Java(ctx context.Context) (JVM, error) {
 	const advice = "install a JDK 17 or later (Debian: apt-get install openjdk-17-jdk-headless), or set JAVA_HOME to one"
 	java := "java"
 	if home := os.Getenv("JAVA_HOME"); home != "" {
@@ -278,18 +280,18 @@ func Java(ctx context.Context) (string, error) {
 	}
 	found, err := exec.LookPath(java)
 	if err != nil {
-		return "", fmt.Errorf("there is no Java (%s): %s", java, advice)
+		return JVM{}, fmt.Errorf("there is no Java (%s): %s", java, advice)
 	}
 	text, err := exec.CommandContext(ctx, found, "-version").CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("%s -version fails (%v): %s", found, err, advice)
+		return JVM{}, fmt.Errorf("%s -version fails (%v): %s", found, err, advice)
 	}
 	m := javaVersion.FindSubmatch(text)
 	if m == nil {
-		return "", fmt.Errorf("%s does not tell its version: %s", found, advice)
+		return JVM{}, fmt.Errorf("%s does not tell its version: %s", found, advice)
 	}
 	if v, _ := strconv.Atoi(string(m[1])); v < 17 {
-		return "", fmt.Errorf("%s is Java %d, too old for Kafka: %s", found, v, advice)
+		return JVM{}, fmt.Errorf("%s is Java %d, too old for Kafka: %s", found, v, advice)
 	}
-	return found, nil
+	return JVM{found, string(text)}, nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/xml"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -41,9 +40,8 @@ func Versions(ctx context.Context, root string) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	text, err = exec.CommandContext(ctx, java, "-version").CombinedOutput()
-	found["JVM"] = jvm(string(text))
-	return found, err
+	found["JVM"] = jvm(java.Version)
+	return found, nil
 }
 
 var virtualMachine = regexp.MustCompile(`(?m)^(.* VM) .*\(.*build ([^,)]+)`)
