@@ -3,7 +3,7 @@
 # real PostgreSQL, Kafka and Debezium that the tests start themselves, on free ports, beside
 # whatever runs already.
 #
-#   scripts/test.sh              everything (9 to 30 minutes on 2 cores)
+#   scripts/test.sh              everything (15 minutes on 2 slow cores, 9 on 4)
 #   scripts/test.sh ./inbox/...  the tests of some packages only
 #   TEST_STACK=docker scripts/test.sh    PostgreSQL, Kafka and Connect in containers, for the same tests
 set -euo pipefail
@@ -46,20 +46,21 @@ race=-race
 if [ "$(go env CGO_ENABLED)" != 1 ] || ! command -v "$(go env CC)" >/dev/null; then
   if [ -n "${CI:-}" ]; then need_tools gcc; else echo "no C compiler: the tests run without the race detector (install gcc to have it)" >&2; race=; fi
 fi
+timed='TestPoisonGoesAside|TestCluster|TestKillEachProcessUnderLoad'
 if [ $# = 0 ]; then
   step "model check (every reachable state of the saga)"
   go test -count=1 -v -run TestEveryReachableStateIsRight ./internal/modelcheck
 
-  step "times that the race detector would spoil"
-  go test -count=1 -v -run 'TestPoisonGoesAside' ./internal/systemtest | grep -v level=
+  step "faults, and times that the race detector would spoil"
+  go test -count=1 -v -run "^($timed)\$" ./internal/systemtest | grep -v level=
 fi
 
 packages=("$@") skip=
 if [ $# = 0 ]; then
   packages=(./...)
-  skip='TestEveryReachableStateIsRight|TestPoisonGoesAside' # done above
+  skip="TestEveryReachableStateIsRight|$timed" # done above
   # These test the native stack itself, and its scripts.
-  [ "${TEST_STACK:-native}" = native ] || skip="$skip|TestLife|TestKilledProgram|TestCluster|TestRefusals|TestScripts|TestUpWithTakenPort"
+  [ "${TEST_STACK:-native}" = native ] || skip="$skip|TestLife|TestKilledProgram|TestSeveralOfEach|TestRefusals|TestScripts|TestUpWithTakenPort"
 fi
 cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) status=0
 tests() { go test $race -count=1 -timeout 25m ${skip:+-skip "^($skip)\$"} "$@" || status=1; }
@@ -67,11 +68,14 @@ if [ $# -gt 0 ] || [ "$cores" -ge 4 ]; then
   step "go test $race ${packages[*]}"
   tests -p $((cores < 4 ? 1 : 2)) "${packages[@]}"
 else
-  # A package with the whole stack needs about 1 GiB and two cores: on fewer, what two of them wait for comes too late.
-  light='^outboxsaga/(events|inbox|outbox|order-service|stock-service|payment-service|internal/(modelcheck|provision|service|stacktest))(/|$)'
-  step "go test $race, the packages that need no Connect, two at a time"
-  tests -p 2 $(go list ./... | grep -E "$light")
-  step "go test $race, the others"
-  tests -p 1 $(go list ./... | grep -vE "$light")
+  # Two stacks fit on fewer cores, but what comes late there is not the system's fault: the tests of the whole have
+  # the machine to themselves. The supervisor's mostly wait, beside those that need no Connect.
+  light='^outboxsaga/(events|inbox|outbox|order-service|stock-service|payment-service|internal/(modelcheck|provision|service|stacktest))(/|$)|/supervisor$'
+  step "go test $race, the supervisor and the packages that need no Connect"
+  tests -p 3 ./internal/supervisor $(go list ./... | grep -E "$light")
+  step "go test $race, the tools"
+  tests -p 2 $(go list ./... | grep -vE "$light|/systemtest\$")
+  step "go test $race, the system"
+  tests ./internal/systemtest
 fi
 exit $status

@@ -16,7 +16,7 @@ import (
 
 // Three brokers and two workers go through their life: start, start again without being told how many, some
 // killed and repaired, stop, start at other ports with their data.
-func TestCluster(t *testing.T) {
+func TestSeveralOfEach(t *testing.T) {
 	cfg := config(folder(t), func(c *devstack.Config) {
 		c.Shape = devstack.Shape{Brokers: 3, Workers: 2, Replicas: 2}
 		if err := c.UseFreePorts(); err != nil {
