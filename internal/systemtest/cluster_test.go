@@ -256,9 +256,9 @@ func (w *world) bar(what string, took []time.Duration, bar time.Duration) {
 	}
 }
 
-// pace is how many orders a second a load has: three brokers and two workers leave fewer than four cores little.
+// pace is how many orders a second a load has: the race detector, three brokers and two workers leave fewer than four cores little.
 func pace(perSecond int) int {
-	if runtime.NumCPU() < 4 {
+	if stacktest.Race && runtime.NumCPU() < 4 {
 		return perSecond / 4
 	}
 	return perSecond
