@@ -18,9 +18,16 @@ import (
 
 // sharing are the arguments with which a JVM reads its archive, or leaves one. A JVM that finds its archive unfit (other
 // classes, another JVM) goes on without.
-func (s *Stack) sharing(kit Kit, kind string) []string {
+func (s *Stack) sharing(kit Kit, name string) []string {
+	kind, _ := Kind(name)
 	if s.cfg.archives != "" {
+		if kind != Kafka && kind != Connect {
+			return nil
+		}
 		return []string{"-XX:ArchiveClassesAtExit=" + archive(s.cfg.archives, kind)}
+	}
+	if kind != Connect {
+		kind = Kafka // its tools too
 	}
 	file := archive(kit.classes, kind)
 	if _, err := os.Stat(file); err != nil {
@@ -38,7 +45,7 @@ func (s *Stack) java(ctx context.Context, kit *Kit) error {
 	if kit.java, err = Java(ctx); err != nil || s.cfg.archives != "" {
 		return err
 	}
-	kit.classes = filepath.Join(kit.dir, "classes", fmt.Sprintf("%x", sha256.Sum256([]byte(kit.java.Version)))[:16])
+	kit.classes = filepath.Join(kit.dir, "classes", fitting(*kit))
 	if _, err := os.Stat(kit.classes); err == nil {
 		return nil
 	}
@@ -53,20 +60,20 @@ func (s *Stack) java(ctx context.Context, kit *Kit) error {
 	if _, err := os.Stat(kit.classes); err == nil {
 		return nil
 	}
+	half := kit.classes + ".half"
+	if emptied(half) != nil { // the same
+		return nil
+	}
 	s.Say("preparing the JVMs, so that they start in half the time (once)")
 	begin := time.Now()
-	half := kit.classes + ".half"
-	err = emptied(half)
-	if err == nil {
-		err = s.archive(ctx, *kit, half)
-	}
+	err = s.archive(ctx, *kit, half)
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("preparing the JVMs was interrupted: %w", ctx.Err())
 	case err == nil:
 		s.Say("prepared in %.0f s", time.Since(begin).Seconds())
 	default:
-		s.Say("the JVMs could not be prepared, and start more slowly: %v", err)
+		s.Say("the JVMs could not be prepared, and start more slowly; to have it tried again, remove %s: %v", kit.classes, err)
 		if emptied(half) != nil {
 			return nil
 		}
@@ -75,6 +82,22 @@ func (s *Stack) java(ctx context.Context, kit *Kit) error {
 		s.Say("what was prepared cannot be kept: %v", err)
 	}
 	return nil
+}
+
+// fitting names what an archive is made for: a JVM does without one of another version, of other classes or of another place.
+func fitting(kit Kit) string {
+	sum := sha256.New()
+	fmt.Fprintln(sum, kit.java.Version, kit.dir)
+	files, _ := filepath.Glob(kit.libs()) // the pattern is right
+	if java, err := filepath.EvalSymlinks(kit.java.Path); err == nil {
+		files = append(files, filepath.Join(filepath.Dir(filepath.Dir(java)), "lib", "modules"))
+	}
+	for _, file := range files {
+		if info, err := os.Stat(file); err == nil {
+			fmt.Fprintln(sum, file, info.Size(), info.ModTime().UnixNano())
+		}
+	}
+	return fmt.Sprintf("%x", sum.Sum(nil))[:16]
 }
 
 // emptied makes a folder that is empty.
@@ -91,6 +114,7 @@ func (s *Stack) archive(ctx context.Context, kit Kit, dir string) error {
 	if err != nil {
 		return err
 	}
+	defer os.RemoveAll(state)
 	cfg := Config{Dir: state, Root: s.cfg.Root, Cache: s.cfg.Cache, Fast: true, Ephemeral: true, archives: dir}
 	if err := cfg.UseFreePorts(); err != nil {
 		return err
@@ -120,6 +144,9 @@ func (s *Stack) archive(ctx context.Context, kit Kit, dir string) error {
 				return ctx.Err()
 			case <-time.After(50 * time.Millisecond):
 			}
+		}
+		if err := t.Stop(ctx, name); err != nil { // it has ended: its pid file goes
+			return err
 		}
 		if err := whole(ctx, kit, archive(dir, name)); err != nil {
 			return fmt.Errorf("the archive of %s is not usable: %w; the end of its log says:\n%s", name, err, tail(t.LogFile(name)))

@@ -120,11 +120,7 @@ func (s *Stack) jvm(kit Kit, name, heap string) []string {
 	if s.cfg.Fast {
 		args = append(args, "-XX:-UseParallelGC", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 	}
-	kind, _ := Kind(name)
-	if kind != Connect {
-		kind = Kafka // its tools too
-	}
-	return append(append(args, s.sharing(kit, kind)...), "-cp", kit.libs())
+	return append(append(args, s.sharing(kit, name)...), "-cp", kit.libs())
 }
 
 // temp is the folder for the temporary files of a JVM: its native libraries.
