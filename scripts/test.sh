@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test: formatting, go vet, staticcheck, and all Go tests with the race detector, on
-# real PostgreSQL, Kafka and Debezium that the tests start themselves, on free ports, beside
-# whatever runs already.
+# Runs every test: formatting, go vet, staticcheck, and all Go tests, with the race detector but for those of faults
+# and times, on real PostgreSQL, Kafka and Debezium that the tests start themselves, on free ports, beside whatever runs already.
 #
 #   scripts/test.sh              everything (15 minutes on 2 slow cores, 9 on 4)
 #   scripts/test.sh ./inbox/...  the tests of some packages only
@@ -46,13 +45,15 @@ race=-race
 if [ "$(go env CGO_ENABLED)" != 1 ] || ! command -v "$(go env CC)" >/dev/null; then
   if [ -n "${CI:-}" ]; then need_tools gcc; else echo "no C compiler: the tests run without the race detector (install gcc to have it)" >&2; race=; fi
 fi
+status=0
 timed='TestPoisonGoesAside|TestCluster|TestKillEachProcessUnderLoad'
 if [ $# = 0 ]; then
   step "model check (every reachable state of the saga)"
   go test -count=1 -v -run TestEveryReachableStateIsRight ./internal/modelcheck
 
   step "faults, and times that the race detector would spoil"
-  go test -count=1 -v -run "^($timed)\$" ./internal/systemtest | grep -v level=
+  go test -count=1 -timeout 25m -v -run "^($timed)\$" ./internal/systemtest | tee "$TEST_BIN/timed.log" | grep -v level= ||
+    { status=1; grep level= "$TEST_BIN/timed.log" | tail -n 200 >&2 || true; }
 fi
 
 packages=("$@") skip=
@@ -62,7 +63,7 @@ if [ $# = 0 ]; then
   # These test the native stack itself, and its scripts.
   [ "${TEST_STACK:-native}" = native ] || skip="$skip|TestLife|TestKilledProgram|TestSeveralOfEach|TestRefusals|TestScripts|TestUpWithTakenPort"
 fi
-cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2) status=0
+cores=$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 tests() { go test $race -count=1 -timeout 25m ${skip:+-skip "^($skip)\$"} "$@" || status=1; }
 if [ $# -gt 0 ] || [ "$cores" -ge 4 ]; then
   step "go test $race ${packages[*]}"
