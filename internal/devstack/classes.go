@@ -157,7 +157,7 @@ func (s *Stack) archive(ctx context.Context, kit Kit, dir string) error {
 
 // whole is nil if an archive is complete, and on the disk: with one that is cut short a JVM does not go on without, it crashes.
 func whole(ctx context.Context, kit Kit, file string) error {
-	text, err := exec.CommandContext(ctx, kit.java.Path, "-Xshare:on", "-XX:+VerifySharedSpaces", "-XX:SharedArchiveFile="+file, "-cp", kit.libs(), "-version").CombinedOutput()
+	text, err := exec.CommandContext(ctx, kit.java.Path, "-Xshare:on", "-XX:+UnlockDiagnosticVMOptions", "-XX:+VerifySharedSpaces", "-XX:SharedArchiveFile="+file, "-cp", kit.libs(), "-version").CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("java -Xshare:on: %w: %.300s", err, text)
 	}
