@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 )
 
@@ -24,19 +23,19 @@ func (s *Stack) sharing(kit Kit, name string) []string {
 		if kind != Kafka && kind != Connect {
 			return nil
 		}
-		return []string{"-XX:ArchiveClassesAtExit=" + archive(s.cfg.archives, kind)}
+		return []string{"-XX:ArchiveClassesAtExit=" + archiveFile(s.cfg.archives, kind)}
 	}
 	if kind != Connect {
 		kind = Kafka // its tools too
 	}
-	file := archive(kit.classes, kind)
+	file := archiveFile(kit.classes, kind)
 	if _, err := os.Stat(file); err != nil {
 		return nil
 	}
 	return []string{"-XX:SharedArchiveFile=" + file}
 }
 
-func archive(dir, kind string) string { return filepath.Join(dir, kind+".jsa") }
+func archiveFile(dir, kind string) string { return filepath.Join(dir, kind+".jsa") }
 
 // java finds the JVM and its archives of classes, and makes them the first time. Where that fails, which is tried once for
 // a kit and a JVM, there are none: the stack then starts more slowly.
@@ -100,14 +99,6 @@ func fitting(kit Kit) string {
 	return fmt.Sprintf("%x", sum.Sum(nil))[:16]
 }
 
-// emptied makes a folder that is empty.
-func emptied(dir string) error {
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
-	return os.MkdirAll(dir, 0o755)
-}
-
 // archive runs a broker and a worker of their own, which leave their archives in dir when they end.
 func (s *Stack) archive(ctx context.Context, kit Kit, dir string) error {
 	state, err := os.MkdirTemp("", "outboxsaga-classes")
@@ -127,28 +118,11 @@ func (s *Stack) archive(ctx context.Context, kit Kit, dir string) error {
 	if err := t.UpOnly(ctx, Kafka, Connect); err != nil {
 		return err
 	}
+	if err := t.Down(ctx, false); err != nil {
+		return err
+	}
 	for _, name := range []string{Connect, Kafka} {
-		if err := t.Signal(name, syscall.SIGTERM); err != nil {
-			return err
-		}
-		// Writing takes seconds: longer than Stop waits.
-		for end := time.Now().Add(time.Minute); ; {
-			if _, running := t.running(name); !running {
-				break
-			}
-			if time.Now().After(end) {
-				return fmt.Errorf("%s does not end", name)
-			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
-		if err := t.Stop(ctx, name); err != nil { // it has ended: its pid file goes
-			return err
-		}
-		if err := whole(ctx, kit, archive(dir, name)); err != nil {
+		if err := whole(ctx, kit, archiveFile(dir, name)); err != nil {
 			return fmt.Errorf("the archive of %s is not usable: %w; the end of its log says:\n%s", name, err, tail(t.LogFile(name)))
 		}
 	}

@@ -88,7 +88,7 @@ func (s *Stack) Launch(p Process) error {
 		}
 	}
 	if p.Temp != "" {
-		if err := errors.Join(os.RemoveAll(p.Temp), os.Mkdir(p.Temp, 0o755)); err != nil {
+		if err := emptied(p.Temp); err != nil {
 			return fmt.Errorf("folder for the temporary files of %s: %w", p.Name, err)
 		}
 	}
@@ -166,7 +166,8 @@ func (s *Stack) Await(ctx context.Context, p Process) error {
 	}
 }
 
-// Stop ends a process: first gently, after 10 s by force. A process that does not run is fine.
+// Stop ends a process: first gently, after 10 s, or a minute where it has its archive of classes to write, by force. A process
+// that does not run is fine.
 func (s *Stack) Stop(ctx context.Context, name string) error {
 	if s.elsewhere(name) {
 		return s.cfg.Engines.Stop(ctx, name)
@@ -179,7 +180,11 @@ func (s *Stack) Stop(ctx context.Context, name string) error {
 		}
 		_ = syscall.Kill(pid, signal)
 		_ = syscall.Kill(pid, syscall.SIGCONT) // it may be stopped by a test
-		force := time.After(10 * time.Second)
+		grace := 10 * time.Second
+		if s.cfg.archives != "" {
+			grace = time.Minute
+		}
+		force := time.After(grace)
 		for running {
 			select {
 			case <-force:

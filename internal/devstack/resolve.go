@@ -66,10 +66,7 @@ func resolve(ctx context.Context, root, cache string, out io.Writer) (Kit, error
 		return Kit{}, err
 	}
 	half := kit.dir + ".half" // what is there already, an interrupted call left
-	if err := os.RemoveAll(half); err != nil {
-		return Kit{}, fmt.Errorf("cannot write the cache: choose another folder with STACK_CACHE: %w", err)
-	}
-	if err := os.Mkdir(half, 0o755); err != nil {
+	if err := emptied(half); err != nil {
 		return Kit{}, fmt.Errorf("cannot write the cache: choose another folder with STACK_CACHE: %w", err)
 	}
 	defer os.RemoveAll(half)
@@ -86,6 +83,14 @@ func resolve(ctx context.Context, root, cache string, out io.Writer) (Kit, error
 	}
 	fmt.Fprintf(out, "resolved in %.0f s into %s\n", time.Since(begin).Seconds(), kit.dir)
 	return kit, nil
+}
+
+// emptied makes a folder, without what it had.
+func emptied(dir string) error {
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	return os.MkdirAll(dir, 0o755)
 }
 
 // platform is the classifier of the PostgreSQL build for this machine.
