@@ -190,7 +190,7 @@ func (w *world) delays(since, until time.Time) delays {
 // The slot is gone, with events that only the outbox has: the connector makes a new one, which begins after them, and
 // sends the retained outbox anew. Their partition is past its retention, and must stay until all of them are in Kafka.
 func TestAPartitionStaysUntilANewSlotsSnapshotIsInKafka(t *testing.T) {
-	const rows = 50_000
+	const rows = 150_000
 	w := start(t, 1)
 	worker := connect.Client{URL: w.ConnectURL()}
 	w.exec("orderdb", `SELECT event_partitions_prepare('outbox', 5, 7)`)
