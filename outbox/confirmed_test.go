@@ -48,6 +48,7 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 		}
 	}
 
+	topic := some(1)[0].Topic
 	oldest := committed() // before it was looked
 	since := rows(t, p, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text`)[0]
 	old := committed()
@@ -76,7 +77,8 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 	all, unconfirmed := []string{oldest, old, early, inner, between, late}, []string{oldest, early, inner, between, late}
 	confirm := func(slot, before, moments string) {
 		t.Helper()
-		exec(t, p, `SELECT outbox_confirm($1, $2::xid8, nullif($3, '')::xid8, outbox_log_history(), 'topics', $4::interval)`, slot, since, before, moments)
+		exec(t, p, `SELECT outbox_confirm($1, ARRAY['another', $5], ARRAY['id', 'id'], ARRAY['3', $2]::xid8[], nullif($3, '')::xid8, outbox_log_history(), $4::interval)`,
+			slot, since, before, moments, topic)
 	}
 	tell := func(slot, before string) { // nothing is told that is not kept
 		t.Helper()
@@ -110,4 +112,10 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 	sends("it is taken back", all...)
 	tell("outbox_paymentdb", mark)
 	sends("it is known of another slot", all...)
+	since = "3"
+	tell("outbox_orderdb", mark)
+	sends("it is known of always", unconfirmed[1:]...)
+	topic = "no such"
+	tell("outbox_orderdb", mark)
+	sends("it is known of another topic", all...)
 }

@@ -58,7 +58,7 @@ func Reasons() []Reason {
 //     and so does a database without a slot. A slot that is not needed any more must be dropped.
 //
 // Retention is thus a minimum. What is kept for long is sent again after a lost slot, but for what is known to be in
-// Kafka (the table outbox_confirmed); an inbox that remembers less takes such an event for a dead letter, never for
+// Kafka or in an inbox (the table outbox_confirmed); an inbox that remembers less takes such an event for a dead letter, never for
 // a new one.
 //
 // It is meant to run with traffic on, in several processes at once: one acts, the others are told

@@ -83,19 +83,19 @@ func checkDatabase(ctx context.Context, admin string, d Database) error {
 		return err
 	}
 	var whole bool // the connectors' snapshots read through it
-	if err := conn.QueryRow(ctx, `SELECT to_regprocedure('outbox_confirmed_ages(name)') IS NOT NULL`).Scan(&whole); err != nil {
+	if err := conn.QueryRow(ctx, `SELECT to_regprocedure('outbox_confirmed_topics(name)') IS NOT NULL`).Scan(&whole); err != nil {
 		return fmt.Errorf("read the functions of the outbox: %w", err)
 	}
 	if !whole {
 		return errors.New("the outbox is of an older version: run outboxctl provision, or the outbox's migrations")
 	}
 	var reads bool // a role that is missing was said before
-	if err := conn.QueryRow(ctx, `SELECT coalesce((SELECT has_table_privilege(oid, 'outbox', 'SELECT') AND has_function_privilege(oid, 'outbox_confirmed_ages(name)', 'EXECUTE')
+	if err := conn.QueryRow(ctx, `SELECT coalesce((SELECT has_table_privilege(oid, 'outbox', 'SELECT') AND has_function_privilege(oid, 'outbox_confirmed_topics(name)', 'EXECUTE')
 		FROM pg_roles WHERE rolname = $1), true)`, CDC).Scan(&reads); err != nil {
 		return fmt.Errorf("read the rights of %s: %w", CDC, err)
 	}
 	if !reads {
-		return fmt.Errorf("the connectors' role %s may not read the outbox: GRANT SELECT ON outbox TO %s; GRANT EXECUTE ON FUNCTION outbox_confirmed_ages(name) TO %s", CDC, CDC, CDC)
+		return fmt.Errorf("the connectors' role %s may not read the outbox: GRANT SELECT ON outbox TO %s; GRANT EXECUTE ON FUNCTION outbox_confirmed_topics(name) TO %s", CDC, CDC, CDC)
 	}
 	return nil
 }

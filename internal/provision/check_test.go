@@ -82,9 +82,9 @@ func TestCheck(t *testing.T) {
 		t.Errorf("mended: %v", err)
 	}
 
-	execute(t, s.PostgresURL("paymentdb"), `ALTER FUNCTION outbox_confirmed_ages RENAME TO x`)
+	execute(t, s.PostgresURL("paymentdb"), `ALTER FUNCTION outbox_confirmed_topics RENAME TO x`)
 	wants("database paymentdb: the outbox is of an older version: run outboxctl provision")
-	execute(t, s.PostgresURL("paymentdb"), `ALTER FUNCTION x RENAME TO outbox_confirmed_ages`)
+	execute(t, s.PostgresURL("paymentdb"), `ALTER FUNCTION x RENAME TO outbox_confirmed_topics`)
 	execute(t, s.PostgresURL("stockdb"), `REVOKE SELECT ON outbox FROM cdc`)
 	wants("database stockdb: the connectors' role cdc may not read the outbox: GRANT SELECT ON outbox TO cdc")
 	execute(t, s.PostgresURL("stockdb"), `ALTER PUBLICATION outbox_pub DROP TABLE outbox`)

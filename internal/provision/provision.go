@@ -206,7 +206,7 @@ func grant(ctx context.Context, tx pgx.Tx, d Database) error {
 		// What retention and the supervisor know is written by their functions only.
 		"REVOKE INSERT, UPDATE, DELETE ON event_partitions_dropped, event_partitions_sealed, outbox_confirmed FROM "+login,
 		"GRANT SELECT ON outbox TO "+CDC,
-		"GRANT EXECUTE ON FUNCTION outbox_confirmed_ages(name) TO "+CDC)
+		"GRANT EXECUTE ON FUNCTION outbox_confirmed_topics(name) TO "+CDC)
 	for _, m := range d.Migrations {
 		statements = append(statements, "REVOKE INSERT, UPDATE, DELETE ON "+pgx.Identifier{m.Table}.Sanitize()+" FROM "+login)
 	}

@@ -24,27 +24,28 @@ func TestLearn(t *testing.T) {
 	for name, c := range map[string]struct {
 		looks  []look
 		before int64 // the number of the look whose transactions are known to be in Kafka; 0: none
-		since  int64 // the number of the look from which on
+		since  int64 // the number of the look from which on; 0: not known yet
 	}{
-		"nothing is confirmed":                    {[]look{{reader: "a"}, {reader: "a"}}, 0, 1},
-		"the newest mark that is confirmed":       {after(look{reader: "a"}, look{reader: "a", confirmed: 2}), 2, 1},
-		"several at once":                         {[]look{{reader: "a"}, {reader: "a"}, {reader: "a"}, {reader: "a", confirmed: 3}}, 3, 1},
-		"never that of the same look":             {[]look{{reader: "a", confirmed: 1}}, 0, 1},
-		"nobody reads":                            {[]look{{}, {}, {confirmed: 2}, {confirmed: 3}}, 0, 1},
-		"another reader is no proof":              {[]look{{reader: "a"}, {reader: "b", confirmed: 1}}, 0, 1},
-		"nor is one that came after a break":      {[]look{{reader: "a"}, {}, {reader: "a", confirmed: 1}}, 0, 1},
-		"nor a new slot, which begins later":      {[]look{{reader: "a"}, {status: "lost"}, {reader: "b", confirmed: 2}}, 0, 1},
-		"but the new reader's own marks":          {[]look{{reader: "a"}, {reader: "b"}, {reader: "b", confirmed: 2}}, 2, 1},
-		"what was proven stays so":                {after(look{}, look{status: "lost"}, look{reader: "b"}), 1, 1},
-		"a lost slot confirms nothing":            {[]look{{reader: "a"}, {reader: "a", status: "lost", confirmed: 1}}, 0, 1},
-		"not on a standby that was promoted":      {after(look{history: "2"}), 0, 3},
-		"not when the server is restored earlier": {after(look{back: 2}), 0, 3},
-		"not beyond the end of the log":           {after(look{reader: "a", confirmed: 9}), 0, 3},
-		"not when a topic is made anew":           {after(look{reader: "a", confirmed: 2, topics: "2"}), 0, 3},
-		"only of what came after":                 {after(look{reader: "a", topics: "2"}, look{reader: "a", topics: "2", confirmed: 3}), 3, 3},
-		"not while it is not published":           {after(look{reader: "a", confirmed: 2, broken: true}, look{reader: "a", confirmed: 3, broken: true}), 0, 4},
-		"not when all is sent again":              {after(look{snapshot: true}), 0, 1},
-		"but when what is missing is sent":        {after(look{snapshot: true, told: true}), 1, 1},
+		"nothing is confirmed":                    {[]look{{reader: "a"}, {reader: "a"}}, 0, 2},
+		"the newest mark that is confirmed":       {after(look{reader: "a"}, look{reader: "a", confirmed: 2}), 2, 2},
+		"several at once":                         {[]look{{reader: "a"}, {reader: "a"}, {reader: "a"}, {reader: "a", confirmed: 3}}, 3, 2},
+		"never that of the same look":             {[]look{{reader: "a", confirmed: 1}}, 0, 0},
+		"nobody reads":                            {[]look{{}, {}, {confirmed: 2}, {confirmed: 3}}, 0, 2},
+		"another reader is no proof":              {[]look{{reader: "a"}, {reader: "b", confirmed: 1}}, 0, 2},
+		"nor is one that came after a break":      {[]look{{reader: "a"}, {}, {reader: "a", confirmed: 1}}, 0, 2},
+		"nor a new slot, which begins later":      {[]look{{reader: "a"}, {status: "lost"}, {reader: "b", confirmed: 2}}, 0, 2},
+		"but the new reader's own marks":          {[]look{{reader: "a"}, {reader: "b"}, {reader: "b", confirmed: 2}}, 2, 2},
+		"what was proven stays so":                {after(look{}, look{status: "lost"}, look{reader: "b"}), 1, 2},
+		"a lost slot confirms nothing":            {[]look{{reader: "a"}, {reader: "a", status: "lost", confirmed: 1}}, 0, 2},
+		"not on a standby that was promoted":      {after(look{history: "2"}), 0, 0},
+		"not when the server is restored earlier": {after(look{back: 2}), 0, 0},
+		"not beyond the end of the log":           {after(look{reader: "a", confirmed: 9}), 0, 0},
+		"of no row on a topic that is made anew":  {after(look{reader: "a", confirmed: 2, topics: "2"}), 2, 0},
+		"but of what came after":                  {after(look{reader: "a", topics: "2"}, look{reader: "a", topics: "2", confirmed: 3}), 3, 4},
+		"and from a look that is whole":           {after(look{reader: "a", confirmed: 2, broken: true}, look{reader: "a"}, look{reader: "a", confirmed: 4}), 4, 4},
+		"not while it is not published":           {after(look{reader: "a", confirmed: 2, broken: true}, look{reader: "a", confirmed: 3, broken: true}), 0, 0},
+		"not when all is sent again":              {after(look{snapshot: true}), 0, 2},
+		"but when what is missing is sent":        {after(look{snapshot: true, told: true}), 1, 2},
 	} {
 		var got confirmation
 		for i, l := range c.looks {
@@ -57,21 +58,28 @@ func TestLearn(t *testing.T) {
 				slot.Snapshot = new(time.Minute)
 			}
 			got.told = l.told
-			got.learn(slot, "topics"+l.topics)
+			got.learn(slot, map[string]string{"other": "1", "topic": "1" + l.topics})
 		}
-		if got.before != c.before || got.since != c.since {
-			t.Errorf("%s: %d to %d, want %d to %d", name, got.since, got.before, c.since, c.before)
+		since := got.topics["topic"].xid
+		if since == later {
+			since = 0
+		}
+		if got.before != c.before || since != c.since {
+			t.Errorf("%s: %d to %d, want %d to %d", name, since, got.before, c.since, c.before)
+		}
+		if name == "but of what came after" && got.topics["other"].xid != 2 {
+			t.Errorf("%s: of another topic since %d", name, got.topics["other"].xid)
 		}
 	}
 	// A connector that confirms nothing for long has its first marks left.
 	var c confirmation
 	for n := range int64(10 * maxMarks) {
-		c.learn(&Slot{reader: "a", published: true, mark: mark{xid: n + 1, wal: n + 1}}, "")
+		c.learn(&Slot{reader: "a", published: true, mark: mark{xid: n + 1, wal: n + 1}}, nil)
 	}
 	if len(c.marks) != maxMarks {
 		t.Errorf("%d marks", len(c.marks))
 	}
-	if c.learn(&Slot{reader: "a", published: true, Confirmed: 10, mark: mark{xid: 1e6, wal: 1e6}}, ""); c.before != 10 {
+	if c.learn(&Slot{reader: "a", published: true, Confirmed: 10, mark: mark{xid: 1e6, wal: 1e6}}, nil); c.before != 10 {
 		t.Errorf("%d", c.before)
 	}
 }
@@ -93,6 +101,9 @@ func TestDue(t *testing.T) {
 		"all is written":                               {confirmation{saved: 6, before: 6, at: now.Add(-time.Hour)}, read, 0, false},
 		"the slot is lost, at once":                    {confirmation{saved: 6, before: 6, at: now.Add(-time.Second)}, lost, toldFor, true},
 		"the slot is missing, at once":                 {confirmation{saved: 5, before: 6, at: now.Add(-time.Second)}, missing, toldFor, true},
+		"a topic was made anew":                        {confirmation{saved: 6, before: 6, unsaved: true, at: now.Add(-saveEvery)}, read, 0, true},
+		"a topic was made anew just now":               {confirmation{saved: 6, before: 6, unsaved: true, at: now.Add(-time.Second)}, read, 0, false},
+		"told, and a topic was made anew":              {confirmation{saved: 6, before: 6, unsaved: true, told: true, at: now}, lost, toldFor, true},
 		"nobody reads the slot":                        {confirmation{saved: 5, before: 6, at: now.Add(-time.Hour)}, unread, 0, false},
 		"told just now":                                {confirmation{saved: 6, before: 6, told: true, at: now.Add(-time.Second)}, lost, 0, false},
 		"told some time ago, and still lost":           {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, lost, toldFor, true},

@@ -113,6 +113,76 @@ func TestUnseenOfAFullHour(t *testing.T) {
 	})
 }
 
+// What the inboxes have of the time before a topic was made anew needs not be sent again: when they have all of it.
+func TestOlderEvents(t *testing.T) {
+	_, from := database(t)
+	_, to := database(t)
+	write := func(topic string, n int) (ids []uuid.UUID) {
+		t.Helper()
+		rows, err := from.Query(t.Context(), `INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload) SELECT uuidv7(), $1, 'x', 'x', 'x', '{}' FROM generate_series(1, $2) RETURNING id`, topic, n)
+		if err == nil {
+			ids, err = pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ids
+	}
+	next := func() (xid int64) {
+		t.Helper()
+		if err := from.QueryRow(t.Context(), `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&xid); err != nil {
+			t.Fatal(err)
+		}
+		return xid
+	}
+	s := newSupervisor(t, supervisor.Config{
+		Pipelines: []supervisor.Pipeline{{Name: "a", DB: from}, {Name: "b", DB: to}},
+		Consumer: func(topic string) string {
+			if topic == "people" {
+				return ""
+			}
+			return "b"
+		},
+	})
+	walk := func(n int) (since map[string]int64) {
+		t.Helper()
+		for range n {
+			var err error
+			if since, err = s.Walk(t.Context(), "a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return since
+	}
+	other := write("other", 1)[0]  // it is known: its inbox is not asked
+	old := write("events", 25_000) // more than one look reads
+	write("people", 10)
+	of := next()
+	write("events", 100) // later ones, still under way
+	exec(t, to, `INSERT INTO inbox (event_id) SELECT unnest($1::uuid[]) EXCEPT SELECT $2`, old, old[15_000])
+	topics := map[string]int64{"other": supervisor.Always, "events": of, "people": of}
+
+	s.Topics("a", topics, of-1)
+	if since := walk(5); since["events"] != of {
+		t.Errorf("a transaction of that time is open, and something is known since %d", since["events"])
+	}
+	s.Topics("a", topics, of)
+	if since := walk(5); since["events"] != of {
+		t.Errorf("an event is in no inbox, and something is known since %d", since["events"])
+	}
+	exec(t, to, `INSERT INTO inbox (event_id) VALUES ($1)`, old[15_000])
+	if since := walk(2); since["events"] != supervisor.Always {
+		t.Errorf("the inbox has all, and something is known since %d, not %d", since["events"], supervisor.Always)
+	}
+	if since := walk(1); since["people"] != of {
+		t.Errorf("no inbox takes the topic, and something is known since %d, not %d", since["people"], of)
+	}
+	s.Topics("a", map[string]int64{"other": of}, of)
+	if since := walk(5); since["other"] != of {
+		t.Errorf("%s is in no inbox, and something is known since %d", other, since["other"])
+	}
+}
+
 // reader reads a slot, on a connection of its own.
 type reader struct{ conn *pgconn.PgConn }
 

@@ -2,8 +2,6 @@ package supervisor
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -27,8 +25,7 @@ type Facts struct {
 	Unknown       []string            `json:"unknown,omitempty"`
 
 	worker connect.Client // one that answers
-	// topics are by pipeline the ids of its topics in one: a topic that is made anew has another id.
-	// nil: Kafka does not answer.
+	// topics are the ids of the topics by name: one that is made anew has another. nil: Kafka does not answer.
 	topics map[string]string
 }
 
@@ -234,14 +231,13 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var s Slot
 	var said *string
 	var snapshot *float64
-	err := p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-		&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &snapshot)
+	err := outbox.CheckPublication(ctx, p.DB) // first: what begins after the look is published then
+	if s.published = err == nil; err == nil || errors.As(err, new(outbox.SettingError)) {
+		err = p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
+			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &snapshot)
+	}
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer
-		return nil, err
-	}
-	err = outbox.CheckPublication(ctx, p.DB)
-	if s.published = err == nil; err != nil && !errors.As(err, new(outbox.SettingError)) {
 		return nil, err
 	}
 	if s.Exists {
@@ -300,12 +296,8 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 		beats[name] = beat.At
 	}
 	ids := map[string]string{}
-	for _, p := range s.cfg.Pipelines {
-		sum := sha256.New()
-		for _, name := range p.Topics {
-			fmt.Fprintln(sum, name, topics[name].ID)
-		}
-		ids[p.Name] = hex.EncodeToString(sum.Sum(nil)[:16])
+	for _, name := range names {
+		ids[name] = topics[name].ID.String()
 	}
 	f.topics = ids
 	return err

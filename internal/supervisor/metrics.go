@@ -13,7 +13,7 @@ type metrics struct {
 	lead                                                                prometheus.Gauge
 	acts                                                                *prometheus.CounterVec
 	running, active, lag, retained, safe, silence, beat, unseen, oldest *prometheus.GaugeVec
-	group, confirmed                                                    *prometheus.GaugeVec
+	group, confirmed, since                                             *prometheus.GaugeVec
 	unknown                                                             prometheus.Gauge
 }
 
@@ -33,7 +33,8 @@ func newMetrics() *metrics {
 	m.beat = gauge("cdc_heartbeat_age_seconds", "Age of the connector's newest heartbeat in Kafka.", "connector")
 	m.unseen = gauge("outbox_unseen_events", "Events older than 3 s that are not in their consumer's inbox.", "connector")
 	m.oldest = gauge("outbox_oldest_unseen_seconds", "Age of the oldest event that is not in its consumer's inbox; 0: none.", "connector")
-	m.confirmed = gauge("cdc_confirmed_transaction", "Kafka has the outbox rows of all transactions before this one, and since its topics are there and a supervisor looks; a new slot leaves these out. Absent: not known, all would be sent.", "connector")
+	m.confirmed = gauge("cdc_confirmed_transaction", "The outbox rows of all transactions before this one are in Kafka or in an inbox, but for those before cdc_confirmed_since_transaction: a new slot leaves them out. Absent: not known, all would be sent.", "connector")
+	m.since = gauge("cdc_confirmed_since_transaction", "The oldest transaction of which that is known on a topic; 3: of all. Absent: of none yet.", "connector", "topic")
 	m.group = gauge("inbox_consumer_lag_records", "Records that a consumer group has not committed.", "group", "topic")
 	m.lead = prometheus.NewGauge(prometheus.GaugeOpts{Name: "supervisor_leads", Help: "1 if this supervisor is the one that acts."})
 	m.unknown = prometheus.NewGauge(prometheus.GaugeOpts{Name: "supervisor_unknown", Help: "What could not be asked in the last look."})
@@ -79,6 +80,12 @@ func (m *metrics) show(f Facts, confirmations map[string]*confirmation) {
 		m.confirmed.DeleteLabelValues(name)
 		if c.before != 0 {
 			m.confirmed.WithLabelValues(name).Set(float64(c.before))
+		}
+		for topic, known := range c.topics {
+			m.since.DeleteLabelValues(name, topic)
+			if known.xid != later {
+				m.since.WithLabelValues(name, topic).Set(float64(known.xid))
+			}
 		}
 	}
 	for name, g := range f.Groups {

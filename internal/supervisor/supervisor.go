@@ -100,9 +100,9 @@ type Supervisor struct {
 	confirmations map[string]*confirmation // by pipeline
 
 	// Of the rounds, which come one after the other.
-	complete              bool // everything has answered at least once
-	recalled              bool // what the one that acted before has begun is known
-	lock, unknown, unkept trouble
+	complete                      bool // everything has answered at least once
+	recalled                      bool // what the one that acted before has begun is known
+	lock, unknown, unkept, unread trouble
 
 	actTimeout, resumeTimeout time.Duration
 
@@ -237,6 +237,7 @@ func (s *Supervisor) round(ctx context.Context, lock *lock) {
 	s.complete = s.complete || len(facts.Unknown) == 0
 	if held {
 		s.act(ctx, lock, facts)
+		s.walkAll(ctx)
 		s.metrics.show(facts, s.confirmations)
 	}
 }
@@ -253,7 +254,11 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 			return
 		}
 		s.settle(ctx, facts, p)
-		if slot, topics := facts.Pipelines[p.Name].Slot, facts.topics[p.Name]; slot != nil && topics != "" {
+		if slot := facts.Pipelines[p.Name].Slot; slot != nil && facts.topics != nil {
+			topics := map[string]string{}
+			for _, name := range p.Topics {
+				topics[name] = facts.topics[name]
+			}
 			s.confirmations[p.Name].learn(slot, topics)
 			unkept = append(unkept, of("the table outbox_confirmed of "+p.Name, s.tell(ctx, p, slot))...)
 		}
@@ -269,6 +274,17 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 			lock.during(func() { s.perform(ctx, facts, p, act) })
 			s.ended(strings.Join(facts.Unknown, "; ")) // an act may take long
 		}
+	}
+}
+
+// walkAll looks on for what needs not be sent again, when there was time for the acts.
+func (s *Supervisor) walkAll(ctx context.Context) {
+	var unread []string
+	for _, p := range s.cfg.Pipelines {
+		unread = append(unread, of("the older events of "+p.Name, s.walkOn(ctx, p))...)
+	}
+	if ctx.Err() == nil {
+		s.unread.tell(s.cfg.Log, unread)
 	}
 }
 
