@@ -77,25 +77,25 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 	all, unconfirmed := []string{oldest, old, early, inner, between, late}, []string{oldest, early, inner, between, late}
 	confirm := func(slot, before, moments string) {
 		t.Helper()
-		exec(t, p, `SELECT outbox_confirm($1, ARRAY['another', $5], ARRAY['id', 'id'], ARRAY['3', $2]::xid8[], nullif($3, '')::xid8, outbox_log_history(), $4::interval)`,
+		exec(t, p, `SELECT outbox_confirm($1, ARRAY['another', $5], ARRAY['id', 'id'], ARRAY['3', $2]::xid8[], nullif($3, '')::xid8, outbox_log_history(), clock_timestamp() + nullif($4, '')::interval)`,
 			slot, since, before, moments, topic)
 	}
 	tell := func(slot, before string) { // nothing is told that is not kept
 		t.Helper()
-		confirm(slot, before, "0 s")
+		confirm(slot, before, "")
 		confirm(slot, before, "1 min")
 	}
 
 	sends("nothing is known", all...)
 	confirm("outbox_orderdb", mark, "1 min")
 	sends("nothing is kept", all...)
-	confirm("outbox_orderdb", mark, "0 s")
+	confirm("outbox_orderdb", mark, "")
 	sends("it is kept, and not told", all...)
 	tell("outbox_orderdb", mark)
 	sends("it is known up to the mark", unconfirmed...)
 	exec(t, p, `VACUUM FREEZE outbox`)
 	sends("after its rows are frozen", unconfirmed...)
-	confirm("outbox_orderdb", mark, "0 s")
+	confirm("outbox_orderdb", mark, "")
 	sends("it is told no more", all...)
 	tell("outbox_orderdb", mark)
 	exec(t, p, `UPDATE outbox_confirmed SET until = clock_timestamp() - interval '1 s'`)

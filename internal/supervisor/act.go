@@ -152,7 +152,7 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error
 		c := s.confirmations[p.Name]
 		c.forget()
 		if c.saved != 0 || c.told || !c.recalled {
-			if err = c.save(limited, p, 0); err != nil {
+			if err = c.save(limited, p, time.Time{}); err != nil {
 				return err
 			}
 		}

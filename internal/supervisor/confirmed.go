@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 )
 
 // confirmation is what is known of the rows of one outbox that need not be sent again. A new slot needs only the others; without
@@ -63,8 +64,9 @@ type mark struct {
 
 const (
 	maxMarks = 60
-	// toldFor is how long the database takes what it is told for true.
-	toldFor = time.Minute
+	// toldFor is how long the database takes what it is told for true, from the look that it is known by. Another supervisor acts
+	// when this one has said nothing for [LockIdle]: what this one says when it is let go again must be old by then.
+	toldFor = LockIdle - lookTimeout - 4*time.Second
 	// saveEvery is how often what is known is written down at most.
 	saveEvery = 10 * time.Second
 )
@@ -126,26 +128,30 @@ func (s *Supervisor) tell(ctx context.Context, p Pipeline, slot *Slot) error {
 			return err
 		}
 	}
-	if moments, due := c.due(slot, time.Now()); due {
-		return c.save(ctx, p, moments)
+	if told, due := c.due(slot, time.Now()); due {
+		var until time.Time
+		if told {
+			until = slot.at.Add(toldFor)
+		}
+		return c.save(ctx, p, until)
 	}
 	return nil
 }
 
-// due tells whether the database has to be written to, and for how long it then takes what it has for true.
-func (c *confirmation) due(slot *Slot, now time.Time) (moments time.Duration, due bool) {
+// due tells whether the database has to be written to, and whether it then takes what it has for true.
+func (c *confirmation) due(slot *Slot, now time.Time) (told, due bool) {
 	anew, since := !slot.Exists || slot.WALStatus == "lost", now.Sub(c.at)
 	switch {
 	case c.before == 0: // nothing is known any more
-		return 0, c.told || c.saved != 0
+		return false, c.told || c.saved != 0
 	case !anew && slot.reader != "":
-		return 0, c.told || (c.unsaved || c.saved != c.before) && since >= saveEvery
+		return false, c.told || (c.unsaved || c.saved != c.before) && since >= saveEvery
 	case c.told && c.unsaved: // what it takes for true may be so no more
-		return toldFor, true
+		return true, true
 	case anew && !c.told:
-		return toldFor, true
+		return true, true
 	default: // until it is read
-		return toldFor, c.told && since >= toldFor/3
+		return true, c.told && since >= toldFor/3
 	}
 }
 
@@ -176,8 +182,8 @@ func (c *confirmation) recall(ctx context.Context, p Pipeline) error {
 	return nil
 }
 
-// save writes what is known, to be taken for true for some time from now on; 0: not.
-func (c *confirmation) save(ctx context.Context, p Pipeline, moments time.Duration) error {
+// save writes what is known, to be taken for true until then; zero: not at all.
+func (c *confirmation) save(ctx context.Context, p Pipeline, until time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	var names, ids []string
@@ -185,12 +191,13 @@ func (c *confirmation) save(ctx context.Context, p Pipeline, moments time.Durati
 	for _, name := range slices.Sorted(maps.Keys(c.topics)) {
 		names, ids, xids = append(names, name), append(ids, c.topics[name].id), append(xids, c.topics[name].xid)
 	}
-	c.told = c.told || moments > 0 // also if the answer is lost
+	told := !until.IsZero()
+	c.told = c.told || told // also if the answer is lost
 	if _, err := p.DB.Exec(ctx, `SELECT outbox_confirm($1, $2, $3, $4::bigint[]::text[]::xid8[], nullif($5::bigint, 0)::text::xid8, $6, $7)`,
-		p.Slot, names, ids, xids, c.before, c.history, moments); err != nil {
+		p.Slot, names, ids, xids, c.before, c.history, pgtype.Timestamptz{Time: until, Valid: told}); err != nil {
 		return advice(p, err)
 	}
-	c.saved, c.unsaved, c.told, c.at = c.before, false, moments > 0, time.Now()
+	c.saved, c.unsaved, c.told, c.at = c.before, false, told, time.Now()
 	return nil
 }
 

@@ -88,30 +88,30 @@ func TestDue(t *testing.T) {
 	now := time.Now()
 	read, lost, unread, missing := &Slot{Exists: true, reader: "a"}, &Slot{Exists: true, WALStatus: "lost"}, &Slot{Exists: true}, &Slot{}
 	for name, c := range map[string]struct {
-		known   confirmation
-		slot    *Slot
-		moments time.Duration
-		due     bool
+		known confirmation
+		slot  *Slot
+		told  bool
+		due   bool
 	}{
-		"nothing is known":                             {confirmation{}, lost, 0, false},
-		"nothing any more, and it is kept":             {confirmation{saved: 5, at: now}, unread, 0, true},
-		"nothing any more, and it was told":            {confirmation{saved: 5, told: true, at: now}, lost, 0, true},
-		"more is known":                                {confirmation{saved: 5, before: 6, at: now.Add(-saveEvery)}, read, 0, true},
-		"more is known, and was written just now":      {confirmation{saved: 5, before: 6, at: now.Add(-time.Second)}, read, 0, false},
-		"all is written":                               {confirmation{saved: 6, before: 6, at: now.Add(-time.Hour)}, read, 0, false},
-		"the slot is lost, at once":                    {confirmation{saved: 6, before: 6, at: now.Add(-time.Second)}, lost, toldFor, true},
-		"the slot is missing, at once":                 {confirmation{saved: 5, before: 6, at: now.Add(-time.Second)}, missing, toldFor, true},
-		"a topic was made anew":                        {confirmation{saved: 6, before: 6, unsaved: true, at: now.Add(-saveEvery)}, read, 0, true},
-		"a topic was made anew just now":               {confirmation{saved: 6, before: 6, unsaved: true, at: now.Add(-time.Second)}, read, 0, false},
-		"told, and a topic was made anew":              {confirmation{saved: 6, before: 6, unsaved: true, told: true, at: now}, lost, toldFor, true},
-		"nobody reads the slot":                        {confirmation{saved: 5, before: 6, at: now.Add(-time.Hour)}, unread, 0, false},
-		"told just now":                                {confirmation{saved: 6, before: 6, told: true, at: now.Add(-time.Second)}, lost, 0, false},
-		"told some time ago, and still lost":           {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, lost, toldFor, true},
-		"told some time ago, the new slot is not read": {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, unread, toldFor, true},
-		"told, and the new slot is read":               {confirmation{saved: 6, before: 6, told: true, at: now}, read, 0, true},
+		"nothing is known":                             {confirmation{}, lost, false, false},
+		"nothing any more, and it is kept":             {confirmation{saved: 5, at: now}, unread, false, true},
+		"nothing any more, and it was told":            {confirmation{saved: 5, told: true, at: now}, lost, false, true},
+		"more is known":                                {confirmation{saved: 5, before: 6, at: now.Add(-saveEvery)}, read, false, true},
+		"more is known, and was written just now":      {confirmation{saved: 5, before: 6, at: now.Add(-time.Second)}, read, false, false},
+		"all is written":                               {confirmation{saved: 6, before: 6, at: now.Add(-time.Hour)}, read, false, false},
+		"the slot is lost, at once":                    {confirmation{saved: 6, before: 6, at: now.Add(-time.Second)}, lost, true, true},
+		"the slot is missing, at once":                 {confirmation{saved: 5, before: 6, at: now.Add(-time.Second)}, missing, true, true},
+		"a topic was made anew":                        {confirmation{saved: 6, before: 6, unsaved: true, at: now.Add(-saveEvery)}, read, false, true},
+		"a topic was made anew just now":               {confirmation{saved: 6, before: 6, unsaved: true, at: now.Add(-time.Second)}, read, false, false},
+		"told, and a topic was made anew":              {confirmation{saved: 6, before: 6, unsaved: true, told: true, at: now}, lost, true, true},
+		"nobody reads the slot":                        {confirmation{saved: 5, before: 6, at: now.Add(-time.Hour)}, unread, false, false},
+		"told just now":                                {confirmation{saved: 6, before: 6, told: true, at: now.Add(-time.Second)}, lost, false, false},
+		"told some time ago, and still lost":           {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, lost, true, true},
+		"told some time ago, the new slot is not read": {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, unread, true, true},
+		"told, and the new slot is read":               {confirmation{saved: 6, before: 6, told: true, at: now}, read, false, true},
 	} {
-		if moments, due := c.known.due(c.slot, now); due != c.due || due && moments != c.moments {
-			t.Errorf("%s: %s, %t, want %s, %t", name, moments, due, c.moments, c.due)
+		if told, due := c.known.due(c.slot, now); due != c.due || due && told != c.told {
+			t.Errorf("%s: %t, %t, want %t, %t", name, told, due, c.told, c.due)
 		}
 	}
 }

@@ -79,7 +79,8 @@ type Slot struct {
 	next   int64 // the transaction that begins next
 	// history is of which cluster and timeline the log is.
 	history   string
-	published bool // the publication has the outbox
+	published bool      // the publication has the outbox
+	at        time.Time // by the server's clock
 }
 
 // Group is the state of a consumer group.
@@ -97,10 +98,13 @@ func (g Group) Total() (n int64) {
 	return n
 }
 
+// lookTimeout bounds a look.
+const lookTimeout = 6 * time.Second
+
 // Look asks PostgreSQL, Kafka Connect and Kafka. It changes nothing, and takes no longer than
 // some seconds.
 func (s *Supervisor) Look(ctx context.Context) Facts {
-	ctx, cancel := context.WithTimeout(ctx, 6*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	f := Facts{Pipelines: map[string]Pipeflow{}}
 	var mu sync.Mutex
@@ -199,6 +203,7 @@ SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, 
        (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
        -- As outbox_log_history() says it, which a database of an older version does not have.
        (SELECT system_identifier FROM pg_control_system()) || ' ' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
+       clock_timestamp(),
        -- Outside of a snapshot Debezium's sessions have no transaction that lasts.
        (SELECT extract(epoch FROM max(clock_timestamp() - a.xact_start))::float8 FROM pg_stat_activity a
         WHERE a.datname = current_database() AND a.application_name LIKE 'Debezium%' AND a.backend_type = 'client backend'
@@ -234,7 +239,7 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	err := outbox.CheckPublication(ctx, p.DB) // first: what begins after the look is published then
 	if s.published = err == nil; err == nil || errors.As(err, new(outbox.SettingError)) {
 		err = p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &snapshot)
+			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &snapshot)
 	}
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer

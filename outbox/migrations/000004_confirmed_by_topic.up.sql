@@ -9,9 +9,10 @@ ALTER TABLE outbox_confirmed
     ADD COLUMN since     xid8[] NOT NULL; -- of each topic: its rows of all transactions from this one to before are in Kafka, or in an inbox
 
 -- Keeps, by a slot, which rows are in Kafka, as is known of a log: of each topic those of all transactions from its since to before. With
--- moments, what is kept is taken for true so long; nothing is kept then that was not. Before is null: nothing is known.
+-- until, what is kept is taken for true until then, by this server's clock; nothing is kept then that was not. Before is null: nothing is known.
+-- A time and not a duration: who was stopped between its look and this call must not say what was true long ago.
 DROP FUNCTION outbox_confirm(name, xid8, xid8, text, text, interval);
-CREATE FUNCTION outbox_confirm(slot name, topics text[], topic_ids text[], since xid8[], before xid8, history text, moments interval) RETURNS void
+CREATE FUNCTION outbox_confirm(slot name, topics text[], topic_ids text[], since xid8[], before xid8, history text, until timestamptz) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
 AS $$
@@ -19,9 +20,9 @@ AS $$
 BEGIN
     IF before IS NULL THEN
         DELETE FROM outbox_confirmed c WHERE c.slot = outbox_confirm.slot;
-    ELSIF moments > interval '0' THEN
+    ELSIF until IS NOT NULL THEN
         UPDATE outbox_confirmed c SET topics = outbox_confirm.topics, topic_ids = outbox_confirm.topic_ids, since = outbox_confirm.since,
-            before = outbox_confirm.before, history = outbox_confirm.history, until = clock_timestamp() + moments
+            before = outbox_confirm.before, history = outbox_confirm.history, until = outbox_confirm.until
         WHERE c.slot = outbox_confirm.slot;
     ELSE
         INSERT INTO outbox_confirmed AS c (slot, topics, topic_ids, since, before, history, until)
@@ -50,11 +51,11 @@ LANGUAGE sql STABLE
 AS $$ SELECT int4range 'empty' $$;
 
 -- To say too much would lose events.
-REVOKE EXECUTE ON FUNCTION outbox_confirm(name, text[], text[], xid8[], xid8, text, interval) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION outbox_confirm(name, text[], text[], xid8[], xid8, text, timestamptz) FROM PUBLIC;
 
 -- A session's own temporary tables must not stand in for ours in what runs as the owner.
 DO $$
 BEGIN
-    EXECUTE format('ALTER FUNCTION outbox_confirm(name, text[], text[], xid8[], xid8, text, interval) SET search_path = %I, pg_temp', current_schema());
+    EXECUTE format('ALTER FUNCTION outbox_confirm(name, text[], text[], xid8[], xid8, text, timestamptz) SET search_path = %I, pg_temp', current_schema());
     EXECUTE format('ALTER FUNCTION outbox_confirmed_topics(name) SET search_path = %I, pg_temp', current_schema());
 END $$;
