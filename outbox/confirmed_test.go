@@ -77,7 +77,7 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 	all, unconfirmed := []string{oldest, old, early, inner, between, late}, []string{oldest, early, inner, between, late}
 	confirm := func(slot, before, moments string) {
 		t.Helper()
-		exec(t, p, `SELECT outbox_confirm($1, ARRAY['another', $5], ARRAY['id', 'id'], ARRAY['3', $2]::xid8[], nullif($3, '')::xid8, outbox_log_history(), clock_timestamp() + nullif($4, '')::interval)`,
+		exec(t, p, `SELECT outbox_confirm($1, ARRAY['another', $5], ARRAY['id', 'id'], ARRAY['3', $2]::xid8[], coalesce(nullif($3, ''), '0')::xid8, outbox_log_history(), clock_timestamp(), nullif($4, '')::interval)`,
 			slot, since, before, moments, topic)
 	}
 	tell := func(slot, before string) { // nothing is told that is not kept
@@ -110,6 +110,13 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 	tell("outbox_orderdb", mark)
 	confirm("outbox_orderdb", "", "1 min")
 	sends("it is taken back", all...)
+	exec(t, p, `UPDATE outbox_confirmed SET looked = clock_timestamp() + interval '1 min'`)
+	confirm("outbox_orderdb", mark, "1 min")
+	sends("it is said by one that looked before another one did", all...)
+	exec(t, p, `DELETE FROM outbox_confirmed`)
+	exec(t, p, `SELECT outbox_confirm('outbox_orderdb', '{t}', '{id}', '{3}', $1::xid8, outbox_log_history(), clock_timestamp() - interval '30 s', NULL)`, mark)
+	confirm("outbox_orderdb", mark, "1 min")
+	sends("it is kept by one that has slept for long", all...)
 	tell("outbox_paymentdb", mark)
 	sends("it is known of another slot", all...)
 	since = "3"

@@ -152,7 +152,7 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error
 		c := s.confirmations[p.Name]
 		c.forget()
 		if c.saved != 0 || c.told || !c.recalled {
-			if err = c.save(limited, p, time.Time{}); err != nil {
+			if err = c.save(limited, p, f.Pipelines[p.Name].Slot.at, false); err != nil {
 				return err
 			}
 		}

@@ -21,7 +21,7 @@ import (
 // the log. If the reader that reads the slot at that time confirms the position, Kafka has their rows. It must be the same
 // reader without a break: a slot that was made anew begins after the mark, while its connector still sends older rows.
 //
-// Nothing is known so of what is older than its topic, or than the first look. Those rows are looked for in the inbox of
+// Nothing is known so of what is older than its topic, than the publication, or than the first look. Those rows are looked for in the inbox of
 // their consumer ([walk]).
 //
 // The database keeps it for the supervisor that acts next (outbox_confirmed).
@@ -33,16 +33,17 @@ type confirmation struct {
 	topics  map[string]since // by name
 	history string           // of the log that this is known of
 	last    mark
-	walk    *walk // nil: not begun, or ended
+	walks   map[string]*walk // of topics, those that were begun
 
 	recalled bool      // what the database has is known
+	broken   bool      // before it was, something was seen that what it has may not know of
 	saved    int64     // what it has: before
 	unsaved  bool      // it has another since of a topic
 	told     bool      // it may take that for true now ([Supervisor.tell])
-	at       time.Time // when it was written last
+	at       time.Time // by its clock, of the look that it was told or written last
 }
 
-// since is the oldest transaction of which something is known on a topic. id is the topic's: one that is made anew has another.
+// since is the oldest transaction of which something is known on a topic. id is what the topic is known by ([Supervisor.identities]).
 type since struct {
 	id  string
 	xid int64
@@ -71,7 +72,7 @@ const (
 	saveEvery = 10 * time.Second
 )
 
-// learn takes in a look at the slot and at the topics, whose ids these are.
+// learn takes in a look at the slot and at the topics: what they are known by.
 func (c *confirmation) learn(slot *Slot, topics map[string]string) {
 	anew := slot.history != c.history || slot.mark.wal < c.last.wal || slot.mark.xid < c.last.xid ||
 		// Another server, or the same one at an earlier time: its transactions will have numbers that others had.
@@ -84,14 +85,18 @@ func (c *confirmation) learn(slot *Slot, topics map[string]string) {
 		// All of the outbox is sent again, because Kafka has lost something. It must be so to the end.
 		c.forget()
 	}
+	if anew {
+		c.broken = c.broken || c.topics != nil || !slot.published
+	}
 	if anew || c.topics == nil {
-		c.topics = map[string]since{}
+		c.topics, c.walks = map[string]since{}, map[string]*walk{}
 	}
 	for name, id := range topics {
 		switch known, ok := c.topics[name]; {
 		case !ok || known.id != id: // it does not have what the one before had
 			c.topics[name] = since{id, later}
-			c.unsaved, c.walk = true, nil
+			c.unsaved = true
+			delete(c.walks, name)
 		case known.xid == later:
 			c.topics[name] = since{id, slot.next}
 			c.unsaved = true
@@ -128,19 +133,15 @@ func (s *Supervisor) tell(ctx context.Context, p Pipeline, slot *Slot) error {
 			return err
 		}
 	}
-	if told, due := c.due(slot, time.Now()); due {
-		var until time.Time
-		if told {
-			until = slot.at.Add(toldFor)
-		}
-		return c.save(ctx, p, until)
+	if told, due := c.due(slot); due {
+		return c.save(ctx, p, slot.at, told)
 	}
 	return nil
 }
 
 // due tells whether the database has to be written to, and whether it then takes what it has for true.
-func (c *confirmation) due(slot *Slot, now time.Time) (told, due bool) {
-	anew, since := !slot.Exists || slot.WALStatus == "lost", now.Sub(c.at)
+func (c *confirmation) due(slot *Slot) (told, due bool) {
+	anew, since := !slot.Exists || slot.WALStatus == "lost", slot.at.Sub(c.at).Abs()
 	switch {
 	case c.before == 0: // nothing is known any more
 		return false, c.told || c.saved != 0
@@ -170,7 +171,7 @@ func (c *confirmation) recall(ctx context.Context, p Pipeline) error {
 	if err != nil {
 		return advice(p, err)
 	}
-	if c.recalled = true; history != c.history || c.saved == 0 || c.saved > c.last.xid {
+	if c.recalled = true; c.broken || history != c.history || c.saved == 0 || c.saved > c.last.xid {
 		return nil
 	}
 	for i, name := range names {
@@ -182,22 +183,25 @@ func (c *confirmation) recall(ctx context.Context, p Pipeline) error {
 	return nil
 }
 
-// save writes what is known, to be taken for true until then; zero: not at all.
-func (c *confirmation) save(ctx context.Context, p Pipeline, until time.Time) error {
+// save writes what was known at a look, and whether it is to be taken for true for some time from then on.
+func (c *confirmation) save(ctx context.Context, p Pipeline, looked time.Time, told bool) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	var names, ids []string
-	var xids []int64
+	names, ids, xids := []string{}, []string{}, []int64{}
 	for _, name := range slices.Sorted(maps.Keys(c.topics)) {
 		names, ids, xids = append(names, name), append(ids, c.topics[name].id), append(xids, c.topics[name].xid)
 	}
-	told := !until.IsZero()
 	c.told = c.told || told // also if the answer is lost
-	if _, err := p.DB.Exec(ctx, `SELECT outbox_confirm($1, $2, $3, $4::bigint[]::text[]::xid8[], nullif($5::bigint, 0)::text::xid8, $6, $7)`,
-		p.Slot, names, ids, xids, c.before, c.history, pgtype.Timestamptz{Time: until, Valid: told}); err != nil {
+	var taken bool
+	err := p.DB.QueryRow(ctx, `SELECT outbox_confirm($1, $2, $3, $4::bigint[]::text[]::xid8[], $5::bigint::text::xid8, $6, $7, $8)`,
+		p.Slot, names, ids, xids, c.before, c.history, looked, pgtype.Interval{Microseconds: toldFor.Microseconds(), Valid: told}).Scan(&taken)
+	switch {
+	case err != nil:
 		return advice(p, err)
+	case !taken:
+		return fmt.Errorf("another supervisor has written what a later look than ours has found, or %s has no row for the slot %s any more", p.Name, p.Slot)
 	}
-	c.saved, c.unsaved, c.told, c.at = c.before, false, told, time.Now()
+	c.saved, c.unsaved, c.told, c.at = c.before, false, told, looked
 	return nil
 }
 
@@ -205,13 +209,13 @@ func advice(p Pipeline, err error) error {
 	return fmt.Errorf("a new slot of %s may have to send the whole outbox: run the outbox's migrations, and GRANT SELECT ON outbox_confirmed and EXECUTE ON FUNCTION outbox_confirm TO the supervisor's role: %w", p.Name, err)
 }
 
-// walk goes through an outbox for what the inboxes of the topics' consumers have of the time of which nothing is known. When they have all
+// walk goes through an outbox for what the inbox of a topic's consumer has of the time of which nothing is known. When it has all
 // of it, none of that has to be sent again.
 type walk struct {
-	since map[string]int64 // of each topic: older transactions are of that time
 	// The ids that are to be looked at, without the first. All rows of that time are up to the last: their transactions had ended
 	// before it was read.
 	after, upto uuid.UUID
+	waits       *event // the inbox does not have it: no further before it does
 }
 
 // row is a row of the outbox and its transaction, or an older one.
@@ -221,74 +225,75 @@ type row struct {
 	XID   int64
 }
 
-// begin says which topics there is something to be looked for of. nil: none.
-func (s *Supervisor) begin(c *confirmation) *walk {
-	w := walk{since: map[string]int64{}}
-	for name, known := range c.topics {
-		if known.xid > always && s.cfg.Consumer(name) != "" {
-			w.since[name] = known.xid
-		}
-		if known.xid > c.last.xid {
-			return nil // a transaction of that time may be open
-		}
-	}
-	if len(w.since) == 0 {
-		return nil
-	}
-	return &w
-}
-
-// walkOn walks a part of the way, or waits at the first event that its inbox does not have.
-func (s *Supervisor) walkOn(ctx context.Context, p Pipeline) error {
+// walkOn walks a part of the way, for one topic after the other. A topic that no pipeline's inbox takes stays as it is.
+func (s *Supervisor) walkOn(ctx context.Context, p Pipeline, f Facts) error {
 	c := s.confirmations[p.Name]
-	if !c.recalled { // it may be known already
+	if !c.recalled || c.told || f.Pipelines[p.Name].Slot == nil { // it may be known already; there is something better to do; it does not answer
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if c.walk == nil {
-		w := s.begin(c)
+	budget := pages
+	for _, name := range slices.Sorted(maps.Keys(c.topics)) {
+		known := c.topics[name]
+		if known.xid == always || known.xid > c.last.xid || f.Pipelines[s.cfg.Consumer(name)].Slot == nil {
+			continue // nothing is to be found, or a transaction of that time may be open
+		}
+		w := c.walks[name]
 		if w == nil {
-			return nil
+			w = &walk{}
+			if err := p.DB.QueryRow(ctx, `SELECT id FROM outbox ORDER BY id DESC LIMIT 1`).Scan(&w.upto); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+				return err
+			}
+			c.walks[name] = w
 		}
-		err := p.DB.QueryRow(ctx, `SELECT id FROM outbox ORDER BY id DESC LIMIT 1`).Scan(&w.upto)
-		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-			return err
-		}
-		c.walk = w
-	}
-	w := c.walk
-	for range pages {
-		rows, err := readAll[row](ctx, p, `SELECT id, topic, pg_snapshot_xmax(pg_current_snapshot())::text::bigint - age(xmin)
-			FROM outbox WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3`, w.after, w.upto, pageIDs)
-		if err != nil {
-			return err
-		}
-		var old []event
-		for _, r := range rows {
-			if r.XID < w.since[r.Topic] {
-				old = append(old, event{ID: r.ID, Topic: r.Topic})
+		for ; budget > 0; budget-- {
+			ended, err := s.step(ctx, p, w, name, known.xid)
+			if err != nil {
+				return err
+			}
+			if ended {
+				c.topics[name], c.unsaved = since{known.id, always}, true
+				delete(c.walks, name)
+			}
+			if ended || w.waits != nil {
+				break
 			}
 		}
-		unseen, err := s.ask(ctx, old)
-		if err != nil {
-			return err
-		}
-		if len(unseen) > 0 {
-			first := slices.IndexFunc(rows, func(r row) bool { return r.ID == slices.MinFunc(unseen, byID).ID })
-			if first > 0 {
-				w.after = rows[first-1].ID
-			}
-			return nil
-		}
-		if len(rows) < pageIDs {
-			for name := range w.since {
-				c.topics[name] = since{c.topics[name].id, always}
-			}
-			c.walk, c.unsaved = nil, true
-			return nil
-		}
-		w.after = rows[len(rows)-1].ID
 	}
 	return nil
+}
+
+// step looks at a page of the events on a topic that are of an older transaction.
+func (s *Supervisor) step(ctx context.Context, p Pipeline, w *walk, topic string, before int64) (ended bool, err error) {
+	if w.waits != nil {
+		unseen, err := s.ask(ctx, []event{*w.waits})
+		if err != nil || len(unseen) > 0 {
+			return false, err
+		}
+		w.waits = nil
+	}
+	rows, err := readAll[row](ctx, p, `SELECT id, topic, pg_snapshot_xmax(pg_current_snapshot())::text::bigint - age(xmin)
+		FROM outbox WHERE id > $1 AND id <= $2 ORDER BY id LIMIT $3`, w.after, w.upto, pageIDs)
+	if err != nil || len(rows) == 0 {
+		return err == nil, err
+	}
+	var old []event
+	for _, r := range rows {
+		if r.Topic == topic && r.XID < before {
+			old = append(old, event{ID: r.ID, Topic: r.Topic})
+		}
+	}
+	unseen, err := s.ask(ctx, old)
+	if err != nil {
+		return false, err
+	}
+	if len(unseen) > 0 {
+		first := slices.MinFunc(unseen, byID)
+		if i := slices.IndexFunc(rows, func(r row) bool { return r.ID == first.ID }); i > 0 {
+			w.after = rows[i-1].ID
+		}
+		w.waits = &first
+		return false, nil
+	}
+	w.after = rows[len(rows)-1].ID
+	return len(rows) < pageIDs, nil
 }

@@ -86,7 +86,7 @@ func TestLearn(t *testing.T) {
 
 func TestDue(t *testing.T) {
 	now := time.Now()
-	read, lost, unread, missing := &Slot{Exists: true, reader: "a"}, &Slot{Exists: true, WALStatus: "lost"}, &Slot{Exists: true}, &Slot{}
+	read, lost, unread, missing := &Slot{Exists: true, reader: "a", at: now}, &Slot{Exists: true, WALStatus: "lost", at: now}, &Slot{Exists: true, at: now}, &Slot{at: now}
 	for name, c := range map[string]struct {
 		known confirmation
 		slot  *Slot
@@ -110,7 +110,7 @@ func TestDue(t *testing.T) {
 		"told some time ago, the new slot is not read": {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, unread, true, true},
 		"told, and the new slot is read":               {confirmation{saved: 6, before: 6, told: true, at: now}, read, false, true},
 	} {
-		if told, due := c.known.due(c.slot, now); due != c.due || due && told != c.told {
+		if told, due := c.known.due(c.slot); due != c.due || due && told != c.told {
 			t.Errorf("%s: %t, %t, want %t, %t", name, told, due, c.told, c.due)
 		}
 	}

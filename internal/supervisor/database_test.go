@@ -128,23 +128,29 @@ func TestOlderEvents(t *testing.T) {
 		}
 		return ids
 	}
-	next := func() (xid int64) {
+	p := supervisor.Pipeline{Name: "a", DB: from}
+	s := newSupervisor(t, supervisor.Config{
+		Pipelines: []supervisor.Pipeline{p, {Name: "b", DB: to}},
+		Consumer: func(topic string) string {
+			return map[string]string{"events": "b", "others": "b", "strange": "c"}[topic]
+		},
+	})
+	next := func() int64 {
 		t.Helper()
-		if err := from.QueryRow(t.Context(), `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`).Scan(&xid); err != nil {
+		xid, err := supervisor.Next(t.Context(), p)
+		if err != nil {
 			t.Fatal(err)
 		}
 		return xid
 	}
-	s := newSupervisor(t, supervisor.Config{
-		Pipelines: []supervisor.Pipeline{{Name: "a", DB: from}, {Name: "b", DB: to}},
-		Consumer: func(topic string) string {
-			if topic == "people" {
-				return ""
-			}
-			return "b"
-		},
-	})
-	walk := func(n int) (since map[string]int64) {
+	var since map[string]int64
+	knows := func(when, topic string, of int64) {
+		t.Helper()
+		if since[topic] != of {
+			t.Errorf("%s: of %s something is known since %d, not %d", when, topic, since[topic], of)
+		}
+	}
+	walk := func(n int) {
 		t.Helper()
 		for range n {
 			var err error
@@ -152,34 +158,99 @@ func TestOlderEvents(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		return since
 	}
-	other := write("other", 1)[0]  // it is known: its inbox is not asked
 	old := write("events", 25_000) // more than one look reads
+	others := write("others", 10)
 	write("people", 10)
+	write("strange", 10)
 	of := next()
-	write("events", 100) // later ones, still under way
-	exec(t, to, `INSERT INTO inbox (event_id) SELECT unnest($1::uuid[]) EXCEPT SELECT $2`, old, old[15_000])
-	topics := map[string]int64{"other": supervisor.Always, "events": of, "people": of}
+	for range 5 { // what is open now is not of that time
+		write("people", 1)
+	}
+	write("events", 100) // still under way
+	handled := func(ids ...uuid.UUID) { exec(t, to, `INSERT INTO inbox (event_id) SELECT unnest($1::uuid[])`, ids) }
+	handled(old[:15_000]...)
+	handled(others...)
+	topics := map[string]int64{"events": of, "others": of, "people": of, "strange": of}
 
-	s.Topics("a", topics, of-1)
-	if since := walk(5); since["events"] != of {
-		t.Errorf("a transaction of that time is open, and something is known since %d", since["events"])
-	}
 	s.Topics("a", topics, of)
-	if since := walk(5); since["events"] != of {
-		t.Errorf("an event is in no inbox, and something is known since %d", since["events"])
+	walk(5)
+	knows("events are in no inbox", "events", of)
+	knows("of another topic they all are", "others", supervisor.Always)
+	handled(old[15_000])
+	walk(2)
+	knows("the next one is in no inbox", "events", of)
+	handled(old[15_001:]...)
+	s.Topics("a", topics, of-1)
+	walk(5)
+	knows("a transaction of that time is open", "events", of)
+	s.Topics("a", topics, of)
+	walk(1)
+	knows("that was not all", "events", of)
+	walk(2)
+	knows("the inbox has all", "events", supervisor.Always)
+	knows("no inbox takes them", "people", of)
+	knows("an inbox takes them that is not looked into", "strange", of)
+	s.Topics("a", map[string]int64{"events": supervisor.Later}, next())
+	walk(5)
+	knows("the topic was found just now", "events", supervisor.Later)
+}
+
+// The next transaction is after all that were begun, also those that have not ended.
+func TestNextTransaction(t *testing.T) {
+	_, pool := database(t)
+	var open, ended int64
+	tx, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	exec(t, to, `INSERT INTO inbox (event_id) VALUES ($1)`, old[15_000])
-	if since := walk(2); since["events"] != supervisor.Always {
-		t.Errorf("the inbox has all, and something is known since %d, not %d", since["events"], supervisor.Always)
+	defer tx.Rollback(context.WithoutCancel(t.Context()))
+	if err := pool.QueryRow(t.Context(), `SELECT pg_current_xact_id()::text::bigint`).Scan(&ended); err != nil {
+		t.Fatal(err)
 	}
-	if since := walk(1); since["people"] != of {
-		t.Errorf("no inbox takes the topic, and something is known since %d, not %d", since["people"], of)
+	if err := tx.QueryRow(t.Context(), `SELECT pg_current_xact_id()::text::bigint`).Scan(&open); err != nil {
+		t.Fatal(err)
 	}
-	s.Topics("a", map[string]int64{"other": of}, of)
-	if since := walk(5); since["other"] != of {
-		t.Errorf("%s is in no inbox, and something is known since %d", other, since["other"])
+	next, err := supervisor.Next(t.Context(), supervisor.Pipeline{Name: "a", DB: pool})
+	if err != nil || next <= open || open <= ended {
+		t.Errorf("the next transaction is %d, %v: %d is open", next, err, open)
+	}
+}
+
+// What the supervisor that acted before has kept is known to the next one, but for what is so no more.
+func TestKept(t *testing.T) {
+	_, pool := database(t)
+	p := supervisor.Pipeline{Name: "a", DB: pool}
+	fresh := func() *supervisor.Supervisor {
+		return newSupervisor(t, supervisor.Config{Pipelines: []supervisor.Pipeline{p}})
+	}
+	next := func() int64 {
+		t.Helper()
+		xid, err := supervisor.Next(t.Context(), p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return xid
+	}
+	exec(t, pool, `SELECT pg_current_xact_id()`)
+	at := next()
+	for name, c := range map[string]struct {
+		published bool
+		id        string
+		before    int64
+		since     bool // what was kept of the topic is known
+	}{
+		"all":                             {true, "id", at, true},
+		"its topic was made anew":         {true, "other", at, false},
+		"it was not published when first": {false, "id", 0, false},
+	} {
+		if err := supervisor.Tell(t.Context(), fresh(), p, at, 5, "id"); err != nil {
+			t.Fatal(err)
+		}
+		before, since, err := supervisor.Known(t.Context(), fresh(), p, c.published, c.id)
+		if err != nil || before != c.before || (since == 5) != c.since {
+			t.Errorf("%s: known before %d, not %d; since %d, %v", name, before, c.before, since, err)
+		}
 	}
 }
 

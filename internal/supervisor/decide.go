@@ -26,7 +26,7 @@ const (
 	// EndSender ends the walsender of a reader that is gone: it holds the slot until then.
 	EndSender Kind = "end_sender"
 	// DropSlot drops a slot that PostgreSQL has invalidated, and starts its connector again, which makes
-	// a new one and sends what Kafka does not have of the retained outbox.
+	// a new one and sends what is not known to be in Kafka or in an inbox of the retained outbox.
 	DropSlot Kind = "drop_slot"
 	// Resend has the connector send the whole retained outbox again.
 	Resend Kind = "resend"

@@ -22,26 +22,24 @@ func HoldDuring(ctx context.Context, pool *pgxpool.Pool, idle time.Duration, wor
 const Always = always
 
 // Topics are since when something is known of a pipeline's topics, where all transactions before ended have.
-func (s *Supervisor) Topics(pipeline string, since map[string]int64, ended int64) {
+func (s *Supervisor) Topics(pipeline string, xids map[string]int64, ended int64) {
 	c := s.confirmations[pipeline]
-	c.recalled, c.walk, c.last.xid = true, nil, ended
-	c.topics = sinceOf(since)
-}
-
-func sinceOf(xids map[string]int64) map[string]since {
-	topics := map[string]since{}
+	c.recalled, c.walks, c.last.xid, c.topics = true, map[string]*walk{}, ended, map[string]since{}
 	for name, xid := range xids {
-		topics[name] = since{"id", xid}
+		c.topics[name] = since{"id", xid}
 	}
-	return topics
 }
 
 // Walk looks on for the older events, and tells since when something is known.
 func (s *Supervisor) Walk(ctx context.Context, pipeline string) (since map[string]int64, err error) {
+	f := Facts{Pipelines: map[string]Pipeflow{}}
+	for _, p := range s.cfg.Pipelines {
+		f.Pipelines[p.Name] = Pipeflow{Slot: &Slot{}}
+	}
 	since = map[string]int64{}
 	for _, p := range s.cfg.Pipelines {
 		if p.Name == pipeline {
-			err = s.walkOn(ctx, p)
+			err = s.walkOn(ctx, p, f)
 		}
 	}
 	for name, known := range s.confirmations[pipeline].topics {
@@ -49,3 +47,44 @@ func (s *Supervisor) Walk(ctx context.Context, pipeline string) (since map[strin
 	}
 	return since, err
 }
+
+// Next is the number of the transaction that begins next, as a look finds it.
+func Next(ctx context.Context, p Pipeline) (int64, error) {
+	slot, err := readSlot(ctx, p, &heard{})
+	if err != nil {
+		return 0, err
+	}
+	return slot.next, nil
+}
+
+// Known is what a supervisor that begins knows of a pipeline, after two looks that find a topic: before which transaction,
+// and since which. id is the topic's, first whether it is published at the first look.
+func Known(ctx context.Context, s *Supervisor, p Pipeline, first bool, id string) (before, since int64, err error) {
+	c := s.confirmations[p.Name]
+	for _, published := range []bool{first, true} {
+		slot, err := readSlot(ctx, p, s.heard[p.Name])
+		if err != nil {
+			return 0, 0, err
+		}
+		slot.published = published
+		c.learn(slot, map[string]string{"t": id})
+		if err := s.tell(ctx, p, slot); err != nil {
+			return 0, 0, err
+		}
+	}
+	return c.before, c.topics["t"].xid, nil
+}
+
+// Tell has a supervisor keep what Kafka has.
+func Tell(ctx context.Context, s *Supervisor, p Pipeline, before, xid int64, id string) error {
+	c := s.confirmations[p.Name]
+	slot, err := readSlot(ctx, p, s.heard[p.Name])
+	if err != nil {
+		return err
+	}
+	c.before, c.history, c.topics = before, slot.history, map[string]since{"t": {id, xid}}
+	return c.save(ctx, p, slot.at, false)
+}
+
+// Later is the since of which nothing is known.
+const Later = later

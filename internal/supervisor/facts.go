@@ -81,6 +81,8 @@ type Slot struct {
 	history   string
 	published bool      // the publication has the outbox
 	at        time.Time // by the server's clock
+	// publication is another one after each change of it.
+	publication string
 }
 
 // Group is the state of a consumer group.
@@ -199,11 +201,17 @@ SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, 
        CASE WHEN r.state IN ('catchup', 'streaming') AND r.application_name LIKE 'Debezium%' THEN r.pid || ' ' || r.backend_start ELSE '' END,
        CASE WHEN r.state IN ('catchup', 'streaming') THEN r.pid || ' ' || r.backend_start || coalesce(' ' || r.reply_time, '') END,
        -- A mark: the snapshot is of the statement's beginning, and the position is read later.
-       pg_snapshot_xmin(pg_current_snapshot())::text::bigint, pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
+       pg_snapshot_xmin(pg_current_snapshot())::text::bigint,
+       -- The end of a snapshot is after the newest that has ended; older ones that go on may have begun after that.
+       pg_snapshot_xmax(pg_current_snapshot())::text::bigint + age(pg_snapshot_xmax(pg_current_snapshot())::xid),
        (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::bigint,
        -- As outbox_log_history() says it, which a database of an older version does not have.
        (SELECT system_identifier FROM pg_control_system()) || ' ' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
        clock_timestamp(),
+       -- Changes with each change of the publication.
+       (SELECT md5(string_agg(x, ' ' ORDER BY x)) FROM (
+            SELECT p.oid || ' ' || p.xmin FROM pg_publication p WHERE p.pubname = 'outbox_pub'
+            UNION ALL SELECT r.oid || ' ' || r.xmin FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = 'outbox_pub') changes (x)),
        -- Outside of a snapshot Debezium's sessions have no transaction that lasts.
        (SELECT extract(epoch FROM max(clock_timestamp() - a.xact_start))::float8 FROM pg_stat_activity a
         WHERE a.datname = current_database() AND a.application_name LIKE 'Debezium%' AND a.backend_type = 'client backend'
@@ -234,12 +242,12 @@ func (h *heard) silence(now time.Time, said *string) *time.Duration {
 
 func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var s Slot
-	var said *string
+	var said, publication *string
 	var snapshot *float64
 	err := outbox.CheckPublication(ctx, p.DB) // first: what begins after the look is published then
 	if s.published = err == nil; err == nil || errors.As(err, new(outbox.SettingError)) {
 		err = p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &snapshot)
+			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &publication, &snapshot)
 	}
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer
@@ -247,6 +255,9 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	}
 	if s.Exists {
 		s.LagBytes = max(0, s.WAL-s.Confirmed)
+	}
+	if publication != nil {
+		s.publication = *publication
 	}
 	s.Silence = h.silence(time.Now(), said)
 	if snapshot != nil {

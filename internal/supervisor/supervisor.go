@@ -8,7 +8,7 @@
 //   - register a connector that is missing, make a topic that is missing;
 //   - end a walsender whose reader is gone, so that the slot is free for the next one;
 //   - drop a slot that PostgreSQL has invalidated (lost): it can never be read again. The connector
-//     makes a new one and sends what Kafka does not have of the retained outbox, or all of it where that is not known;
+//     makes a new one and sends what is not known to be in Kafka or in an inbox of the retained outbox;
 //   - have a connector send its whole retained outbox again where events are proven to be neither under
 //     way nor in their inbox: Kafka has lost them.
 //
@@ -237,13 +237,17 @@ func (s *Supervisor) round(ctx context.Context, lock *lock) {
 	s.complete = s.complete || len(facts.Unknown) == 0
 	if held {
 		s.act(ctx, lock, facts)
-		s.walkAll(ctx)
+		s.walkAll(ctx, facts)
 		s.metrics.show(facts, s.confirmations)
 	}
 }
 
 // act does what the facts lead to, as long as the lock is held.
 func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
+	if !lock.held(ctx) { // it may have been lost during the look
+		s.setLeads(false)
+		return
+	}
 	var unkept []string
 	defer func() { s.unkept.tell(s.cfg.Log, unkept) }()
 	for i, p := range s.cfg.Pipelines {
@@ -255,11 +259,7 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 		}
 		s.settle(ctx, facts, p)
 		if slot := facts.Pipelines[p.Name].Slot; slot != nil && facts.topics != nil {
-			topics := map[string]string{}
-			for _, name := range p.Topics {
-				topics[name] = facts.topics[name]
-			}
-			s.confirmations[p.Name].learn(slot, topics)
+			s.confirmations[p.Name].learn(slot, s.identities(p, facts))
 			unkept = append(unkept, of("the table outbox_confirmed of "+p.Name, s.tell(ctx, p, slot))...)
 		}
 		for _, act := range decide(facts.At, p.Name, facts, s.memories[p.Name]) {
@@ -277,11 +277,34 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 	}
 }
 
-// walkAll looks on for what needs not be sent again, when there was time for the acts.
-func (s *Supervisor) walkAll(ctx context.Context) {
+// identities are what the topics of a pipeline are known by: one that was made anew is another, and so is one whose publication was changed,
+// or whose consumer's database is another one or was set back. One of which that cannot be told is left out.
+func (s *Supervisor) identities(p Pipeline, f Facts) map[string]string {
+	ids := map[string]string{}
+	for _, name := range p.Topics {
+		id := f.topics[name] + " " + f.Pipelines[p.Name].Slot.publication
+		if to := s.cfg.Consumer(name); to != "" {
+			slot := f.Pipelines[to].Slot
+			if slot == nil {
+				continue
+			}
+			id += " " + slot.history
+		}
+		ids[name] = id
+	}
+	return ids
+}
+
+// walkTimeout bounds what a round looks for the older events: the next look is not to wait for them.
+const walkTimeout = 2 * time.Second
+
+// walkAll looks on for what needs not be sent again.
+func (s *Supervisor) walkAll(ctx context.Context, f Facts) {
+	limited, cancel := context.WithTimeout(ctx, walkTimeout)
+	defer cancel()
 	var unread []string
 	for _, p := range s.cfg.Pipelines {
-		unread = append(unread, of("the older events of "+p.Name, s.walkOn(ctx, p))...)
+		unread = append(unread, of("the older events of "+p.Name, s.walkOn(limited, p, f))...)
 	}
 	if ctx.Err() == nil {
 		s.unread.tell(s.cfg.Log, unread)

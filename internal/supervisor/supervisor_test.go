@@ -411,7 +411,8 @@ func (r *rig) knows() {
 func (r *rig) kept(order string) bool {
 	for _, d := range system.Databases() {
 		var kept bool
-		err := r.DB(d.Name).QueryRow(r.t.Context(), `SELECT count(*) > 0 AND bool_and(age(o.xmin) > age(c.before::xid) AND age(o.xmin) <= age(c.since[array_position(c.topics, o.topic)]::xid)) FROM outbox o, outbox_confirmed c WHERE o.aggregate_id = $1`, order).Scan(&kept)
+		err := r.DB(d.Name).QueryRow(r.t.Context(), `SELECT count(*) > 0 AND bool_and(coalesce(k.xid < k.before AND age(o.xmin) > age(k.before::xid) AND age(o.xmin) <= age(k.xid::xid), false))
+			FROM outbox o LEFT JOIN (SELECT before, topic, xid FROM outbox_confirmed, unnest(topics, since) k (topic, xid)) k ON k.topic = o.topic WHERE o.aggregate_id = $1`, order).Scan(&kept)
 		if err != nil || !kept {
 			return false
 		}

@@ -1,5 +1,5 @@
 DROP FUNCTION outbox_confirmed_topics(name);
-DROP FUNCTION outbox_confirm(name, text[], text[], xid8[], xid8, text, timestamptz);
+DROP FUNCTION outbox_confirm(name, text[], text[], xid8[], xid8, text, timestamptz, interval);
 DROP FUNCTION outbox_confirmed_ages(name);
 DROP TABLE outbox_confirmed;
 
