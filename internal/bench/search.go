@@ -11,7 +11,7 @@ type Search struct {
 	// Step and Confirm are how long a step and a confirmation last.
 	Step, Confirm time.Duration
 	// Most bounds the search from its beginning, whether anything holds or not: after it no step begins, and after
-	// one and a half times as much no confirmation but one of Held. 0: no bound.
+	// one and a half times as much no confirmation but one half way down to Held, and one of Held. 0: no bound.
 	Most time.Duration
 	// Run measures a point. It is called one at a time.
 	Run func(rate int, d time.Duration) (Point, error)
@@ -70,11 +70,14 @@ func (s Search) step(rate int) (holds bool, err error) {
 }
 
 func (s Search) confirm(rate int) (int, error) {
-	less := 0.05
+	less, late := 0.05, 0
 	for tries := 1; rate > 0; tries++ {
-		last := s.over(s.Most * 3 / 2)
-		if last {
-			rate = min(rate, s.Held)
+		if s.over(s.Most * 3 / 2) {
+			if late++; late == 1 && s.Held > 0 && rate > s.Held {
+				rate = (rate + s.Held) / 2
+			} else {
+				rate, late = min(rate, s.Held), 2
+			}
 		}
 		if rate == 0 {
 			break
@@ -86,7 +89,7 @@ func (s Search) confirm(rate int) (int, error) {
 		if p.Holds() {
 			return rate, nil
 		}
-		if last {
+		if late == 2 {
 			break
 		}
 		if tries > 2 {

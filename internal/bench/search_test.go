@@ -88,8 +88,8 @@ func TestSearchConfirmsSomething(t *testing.T) {
 
 func TestSearchIsBounded(t *testing.T) {
 	const most = 3 * time.Minute
-	// A step that has begun ends, and so do a confirmation and that of what held before.
-	const atMost = most*3/2 + 2*(time.Minute+settling)
+	// A step that has begun ends, and so do a confirmation and those on the way to what held before.
+	const atMost = most*3/2 + 3*(time.Minute+settling)
 	for name, c := range map[string]struct {
 		system fakeSystem
 		held   int
@@ -99,6 +99,7 @@ func TestSearchIsBounded(t *testing.T) {
 		"steps hold, and nothing longer": {fakeSystem{limit: 8000}, 0, 0},
 		"only what held before":          {fakeSystem{limit: 100_000, confirmed: 2000}, 2000, 2000},
 		"nothing any more":               {fakeSystem{limit: 8000}, 2000, 0},
+		"something in between":           {fakeSystem{limit: 8000, confirmed: 4500}, 2000, 4168},
 	} {
 		f := c.system
 		start := 1000
