@@ -57,7 +57,7 @@ type Config struct {
 	// of a dead instance go to another one: what they stand still when an instance is killed. Heartbeats
 	// come six times in it, from a goroutine of their own, so a long transaction does not end the
 	// session. Default 6 s, the least that a broker allows unless its group.min.session.timeout.ms
-	// is lowered; then 2 s is a good value.
+	// is lowered; then 1.5 to 2 s are good values.
 	SessionTimeout time.Duration
 	// InstanceID makes the member static (KIP-345): at its shutdown it does not leave the group, and a
 	// restart within SessionTimeout causes no rebalance, but nobody has its partitions meanwhile. It must

@@ -21,7 +21,7 @@ type config struct {
 	addr     string          // HTTP_ADDR: host:port, default set by the service
 	log      *slog.Logger    // LOG_LEVEL: debug, info (default), warn, error; LOG_FORMAT: text (default), json
 	instance string          // INSTANCE_ID: unique in the consumer group; default none
-	session  time.Duration   // SESSION_TIMEOUT: after which an instance that says nothing loses its partitions; default 2s
+	session  time.Duration   // SESSION_TIMEOUT: after which an instance that says nothing loses its partitions; default 1.5s
 	maxBatch int             // MAX_BATCH: the most events, or requests, of one transaction; default 500
 	// How long events are kept: OUTBOX_RETENTION (default 72h), INBOX_RETENTION (default 264h: longer than the
 	// outbox's and Kafka's together). TOPIC_RETENTION (default 168h) is what the topics are set to.
@@ -31,9 +31,9 @@ type config struct {
 }
 
 const (
-	// sessionTimeout: partitions of a killed instance stand still for about 2.5 s. A heartbeat is sent
-	// three times a second, so five in a row must be lost or late before a living instance is held for dead.
-	sessionTimeout = 2 * time.Second
+	// sessionTimeout: partitions of a killed instance stand still for about 2 s. A heartbeat is sent
+	// four times a second, so five in a row must be lost or late before a living instance is held for dead.
+	sessionTimeout = 1500 * time.Millisecond
 	// shutdownDelay is enough for a balancer that asks readyz every second and believes the second answer.
 	shutdownDelay = 3 * time.Second
 )
