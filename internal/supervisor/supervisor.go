@@ -225,7 +225,7 @@ func (s *Supervisor) slotGone(ctx context.Context) bool {
 			continue
 		}
 		var whole bool
-		err := p.DB.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND wal_status <> 'lost')`, p.Slot).Scan(&whole)
+		err := p.DB.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND wal_status IS DISTINCT FROM 'lost')`, p.Slot).Scan(&whole)
 		if err == nil && !whole {
 			return true
 		}
