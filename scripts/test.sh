@@ -46,7 +46,7 @@ if [ "$(go env CGO_ENABLED)" != 1 ] || ! command -v "$(go env CC)" >/dev/null; t
   if [ -n "${CI:-}" ]; then need_tools gcc; else echo "no C compiler: the tests run without the race detector (install gcc to have it)" >&2; race=; fi
 fi
 status=0
-timed='TestPoisonGoesAside|TestCluster|TestKillEachProcessUnderLoad'
+timed='TestPoisonGoesAside|TestCluster|TestKillEachProcessUnderLoad|TestFailover'
 if [ $# = 0 ]; then
   step "model check (every reachable state of the saga)"
   go test -count=1 -v -run TestEveryReachableStateIsRight ./internal/modelcheck

@@ -47,7 +47,8 @@ func TestFailover(t *testing.T) {
 	l := w.load(50, 1)
 	l.more(t, 50)
 	begin := time.Now()
-	for end := begin.Add(2 * time.Minute); ; time.Sleep(200 * time.Millisecond) {
+	for end := begin.Add(2 * time.Minute); ; time.Sleep(500 * time.Millisecond) {
+		w.exec("postgres", `SELECT pg_log_standby_snapshot()`) // it comes each 15 s by itself, and slots go on by it
 		var copied int
 		err := standby.pool.QueryRow(t.Context(), `SELECT count(*) FILTER (WHERE synced AND NOT temporary AND invalidation_reason IS NULL) FROM pg_replication_slots`).Scan(&copied)
 		if err == nil && copied == 3 {
