@@ -72,6 +72,9 @@ func (w *world) diskFaults() ([]kind, error) {
 	}}}, nil
 }
 
+// unhealthyAfter is how long PostgreSQL may answer nobody although there is room for its log.
+const unhealthyAfter = 15 * time.Second
+
 // diskFull: PostgreSQL ends with PANIC when it cannot write its log, and cannot start before there is room.
 type diskFull struct {
 	about
@@ -109,12 +112,16 @@ func (f diskFull) heal(ctx context.Context) error {
 	if err := os.Remove(f.ballast()); err != nil {
 		return err
 	}
-	// It may be starting in vain just now, or have given up.
+	// It may be starting in vain just now, or have given up. Or it stays for ever in a recovery that nobody does any more: so did
+	// PostgreSQL 18.4 whose recovery had met the full disk at its end. Who watches its health starts it again.
 	for {
-		err := f.world.start(ctx, devstack.Postgres)
+		try, cancel := context.WithTimeout(ctx, unhealthyAfter)
+		err := f.world.start(try, devstack.Postgres)
+		cancel()
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
+		_ = f.world.signal(devstack.Postgres, syscall.SIGKILL) // unless it has ended
 		pause(ctx, 200*time.Millisecond)
 	}
 }
