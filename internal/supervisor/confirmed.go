@@ -35,9 +35,6 @@ type confirmation struct {
 	last    mark
 	walks   map[string]*walk // of topics, those that were begun
 
-	// stopped: the connector was found stopped, and reads again not yet. Its offsets may have been deleted, which asks for all of the outbox.
-	stopped bool
-
 	recalled bool      // what the database has is known
 	broken   bool      // before it was, something was seen that what it has may not know of
 	saved    int64     // what it has: before
@@ -71,6 +68,8 @@ const (
 	// toldFor is how long the database takes what it is told for true, from the look that it is known by. Another supervisor acts
 	// when this one has said nothing for [LockIdle]: what this one says when it is let go again must be old by then.
 	toldFor = LockIdle - lookTimeout - 4*time.Second
+	// saveEvery is how often what is known is written down at most.
+	saveEvery = 10 * time.Second
 )
 
 // learn takes in a look at the slot and at the topics: what they are known by.
@@ -121,12 +120,11 @@ func (c *confirmation) learn(slot *Slot, topics map[string]string) {
 // forget is for when what was known is so no more.
 func (c *confirmation) forget() { c.marks, c.before = nil, 0 }
 
-// tell keeps what is known in the database, and has it take that for true for some time: a connector reads the outbox again when its slot is
-// gone, and also when the offset that it finds is too old, which one that was frozen and woke has written over a newer one. Then it
-// need send only what is not known. Not so when somebody has stopped it, unless its slot is gone: who deletes its offsets wants all.
-func (s *Supervisor) tell(ctx context.Context, p Pipeline, slot *Slot, connector *Connector) error {
+// tell keeps what is known in the database, and while the slot is lost or missing, until a reader reads it, tells the database to
+// take it for true. Not at other times: a connector that reads the outbox again although its slot is there does so
+// because Kafka has lost what it had.
+func (s *Supervisor) tell(ctx context.Context, p Pipeline, slot *Slot) error {
 	c := s.confirmations[p.Name]
-	c.sees(slot, connector)
 	if s.cfg.DryRun {
 		return nil
 	}
@@ -141,30 +139,20 @@ func (s *Supervisor) tell(ctx context.Context, p Pipeline, slot *Slot, connector
 	return nil
 }
 
-// sees takes in whether the connector reads.
-func (c *confirmation) sees(slot *Slot, connector *Connector) {
-	switch {
-	case connector != nil && connector.State == "STOPPED":
-		c.stopped = true
-	case slot.reader != "":
-		c.stopped = false
-	}
-}
-
 // due tells whether the database has to be written to, and whether it then takes what it has for true.
 func (c *confirmation) due(slot *Slot) (told, due bool) {
-	gone, since := !slot.Exists || slot.WALStatus == "lost", slot.at.Sub(c.at).Abs()
+	anew, since := !slot.Exists || slot.WALStatus == "lost", slot.at.Sub(c.at).Abs()
 	switch {
 	case c.before == 0: // nothing is known any more
 		return false, c.told || c.saved != 0
-	case c.stopped && !gone:
-		return false, c.told
-	case c.saved == 0: // only what is kept can be told
-		return false, true
+	case !anew && slot.reader != "":
+		return false, c.told || (c.unsaved || c.saved != c.before) && since >= saveEvery
 	case c.told && c.unsaved: // what it takes for true may be so no more
 		return true, true
-	default:
-		return true, !c.told || since >= toldFor/3
+	case anew && !c.told:
+		return true, true
+	default: // until it is read
+		return true, c.told && since >= toldFor/3
 	}
 }
 
@@ -210,9 +198,7 @@ func (c *confirmation) save(ctx context.Context, p Pipeline, looked time.Time, t
 	switch {
 	case err != nil:
 		return advice(p, err)
-	case !taken: // what is known is learned anew
-		c.forget()
-		c.saved = 0
+	case !taken:
 		return fmt.Errorf("another supervisor has written what a later look than ours has found, or %s has no row for the slot %s any more", p.Name, p.Slot)
 	}
 	c.saved, c.unsaved, c.told, c.at = c.before, false, told, looked

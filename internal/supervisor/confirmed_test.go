@@ -87,35 +87,29 @@ func TestLearn(t *testing.T) {
 func TestDue(t *testing.T) {
 	now := time.Now()
 	read, lost, unread, missing := &Slot{Exists: true, reader: "a", at: now}, &Slot{Exists: true, WALStatus: "lost", at: now}, &Slot{Exists: true, at: now}, &Slot{at: now}
-	running, stopped := &Connector{State: "RUNNING"}, &Connector{State: "STOPPED"}
-	lately, long := now.Add(-time.Second), now.Add(-toldFor/3)
 	for name, c := range map[string]struct {
-		known     confirmation
-		slot      *Slot
-		connector *Connector
-		told      bool
-		due       bool
+		known confirmation
+		slot  *Slot
+		told  bool
+		due   bool
 	}{
-		"nothing is known":                           {confirmation{}, lost, running, false, false},
-		"nothing any more, and it is kept":           {confirmation{saved: 5, at: now}, unread, running, false, true},
-		"nothing any more, and it was told":          {confirmation{saved: 5, told: true, at: now}, lost, running, false, true},
-		"it is not kept yet":                         {confirmation{before: 6, at: lately}, read, running, false, true},
-		"it is kept":                                 {confirmation{saved: 5, before: 6, at: lately}, read, running, true, true},
-		"told just now":                              {confirmation{saved: 5, before: 6, told: true, at: lately}, read, running, true, false},
-		"told some time ago":                         {confirmation{saved: 6, before: 6, told: true, at: long}, read, running, true, true},
-		"told, and a topic was made anew":            {confirmation{saved: 6, before: 6, unsaved: true, told: true, at: lately}, read, running, true, true},
-		"nobody reads the slot":                      {confirmation{saved: 6, before: 6, told: true, at: long}, unread, running, true, true},
-		"Connect does not answer":                    {confirmation{saved: 6, before: 6, told: true, at: long}, unread, nil, true, true},
-		"the slot is lost":                           {confirmation{saved: 6, before: 6, at: lately}, lost, running, true, true},
-		"the slot is missing":                        {confirmation{saved: 6, before: 6, at: lately}, missing, running, true, true},
-		"somebody has stopped it":                    {confirmation{saved: 6, before: 6, told: true, at: lately}, unread, stopped, false, true},
-		"somebody has stopped it, that is known":     {confirmation{saved: 5, before: 6, unsaved: true, at: long}, unread, stopped, false, false},
-		"it was stopped, and reads not yet":          {confirmation{saved: 6, before: 6, stopped: true, at: long}, unread, running, false, false},
-		"it was stopped, and reads again":            {confirmation{saved: 6, before: 6, stopped: true, at: long}, read, running, true, true},
-		"it is stopped, and its slot is lost":        {confirmation{saved: 6, before: 6, stopped: true, at: long}, lost, stopped, true, true},
-		"it was stopped, and has lost its slot then": {confirmation{saved: 6, before: 6, stopped: true, at: long}, missing, running, true, true},
+		"nothing is known":                             {confirmation{}, lost, false, false},
+		"nothing any more, and it is kept":             {confirmation{saved: 5, at: now}, unread, false, true},
+		"nothing any more, and it was told":            {confirmation{saved: 5, told: true, at: now}, lost, false, true},
+		"more is known":                                {confirmation{saved: 5, before: 6, at: now.Add(-saveEvery)}, read, false, true},
+		"more is known, and was written just now":      {confirmation{saved: 5, before: 6, at: now.Add(-time.Second)}, read, false, false},
+		"all is written":                               {confirmation{saved: 6, before: 6, at: now.Add(-time.Hour)}, read, false, false},
+		"the slot is lost, at once":                    {confirmation{saved: 6, before: 6, at: now.Add(-time.Second)}, lost, true, true},
+		"the slot is missing, at once":                 {confirmation{saved: 5, before: 6, at: now.Add(-time.Second)}, missing, true, true},
+		"a topic was made anew":                        {confirmation{saved: 6, before: 6, unsaved: true, at: now.Add(-saveEvery)}, read, false, true},
+		"a topic was made anew just now":               {confirmation{saved: 6, before: 6, unsaved: true, at: now.Add(-time.Second)}, read, false, false},
+		"told, and a topic was made anew":              {confirmation{saved: 6, before: 6, unsaved: true, told: true, at: now}, lost, true, true},
+		"nobody reads the slot":                        {confirmation{saved: 5, before: 6, at: now.Add(-time.Hour)}, unread, false, false},
+		"told just now":                                {confirmation{saved: 6, before: 6, told: true, at: now.Add(-time.Second)}, lost, false, false},
+		"told some time ago, and still lost":           {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, lost, true, true},
+		"told some time ago, the new slot is not read": {confirmation{saved: 6, before: 6, told: true, at: now.Add(-toldFor / 3)}, unread, true, true},
+		"told, and the new slot is read":               {confirmation{saved: 6, before: 6, told: true, at: now}, read, false, true},
 	} {
-		c.known.sees(c.slot, c.connector)
 		if told, due := c.known.due(c.slot); due != c.due || due && told != c.told {
 			t.Errorf("%s: %t, %t, want %t, %t", name, told, due, c.told, c.due)
 		}

@@ -295,6 +295,25 @@ func (r *reader) say(at time.Time) error {
 	return r.conn.Frontend().Flush()
 }
 
+// A slot that is gone is noticed between two looks, once.
+func TestSlotGone(t *testing.T) {
+	_, pool := database(t)
+	slot := fmt.Sprintf("gone_%d", time.Now().UnixNano())
+	exec(t, pool, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, slot)
+	s := newSupervisor(t, supervisor.Config{Pipelines: []supervisor.Pipeline{{Name: "a", Slot: slot, DB: pool}}})
+	before := s.Look(t.Context())
+	if s.SlotGone(t.Context(), before) {
+		t.Error("it is there")
+	}
+	exec(t, pool, `SELECT pg_drop_replication_slot($1)`, slot)
+	if !s.SlotGone(t.Context(), before) {
+		t.Error("it is gone, and was there at the last look")
+	}
+	if s.SlotGone(t.Context(), s.Look(t.Context())) {
+		t.Error("the last look has found it gone")
+	}
+}
+
 // The clock of a slot's reader may be wrong by hours: what counts is that it speaks.
 func TestSilenceByOurOwnClock(t *testing.T) {
 	address, pool := database(t)

@@ -68,7 +68,7 @@ func Known(ctx context.Context, s *Supervisor, p Pipeline, first bool, id string
 		}
 		slot.published = published
 		c.learn(slot, map[string]string{"t": id})
-		if err := s.tell(ctx, p, slot, nil); err != nil {
+		if err := s.tell(ctx, p, slot); err != nil {
 			return 0, 0, err
 		}
 	}
@@ -88,3 +88,9 @@ func Tell(ctx context.Context, s *Supervisor, p Pipeline, before, xid int64, id 
 
 // Later is the since of which nothing is known.
 const Later = later
+
+// SlotGone tells whether a slot is gone that a look had found.
+func (s *Supervisor) SlotGone(ctx context.Context, f Facts) bool {
+	s.newest = f
+	return s.slotGone(ctx)
+}

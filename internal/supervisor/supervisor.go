@@ -100,6 +100,7 @@ type Supervisor struct {
 	confirmations map[string]*confirmation // by pipeline
 
 	// Of the rounds, which come one after the other.
+	newest                        Facts
 	complete                      bool // everything has answered at least once
 	recalled                      bool // what the one that acted before has begun is known
 	lock, unknown, unkept, unread trouble
@@ -148,7 +149,7 @@ func (s *Supervisor) forget() {
 	s.confirmations = map[string]*confirmation{}
 	for _, p := range s.cfg.Pipelines {
 		s.watches[p.Name], s.memories[p.Name], s.heard[p.Name] = &watch{}, &memory{}, &heard{}
-		s.confirmations[p.Name] = &confirmation{stopped: true} // as far as is known
+		s.confirmations[p.Name] = &confirmation{}
 	}
 }
 
@@ -187,12 +188,49 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		s.round(ctx, lock)
-		select {
-		case <-ctx.Done():
+		if s.wait(ctx, tick.C); ctx.Err() != nil {
 			return nil
-		case <-tick.C:
 		}
 	}
+}
+
+// slotsEvery is the time between two looks at the slots alone.
+const slotsEvery = 500 * time.Millisecond
+
+// wait ends with the next look: when its time has come, or when a slot is gone. A connector makes it anew within a second or two, and
+// must find then what needs not be sent.
+func (s *Supervisor) wait(ctx context.Context, tick <-chan time.Time) {
+	slots := time.NewTicker(slotsEvery)
+	defer slots.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick:
+			return
+		case <-slots.C:
+			if s.Leads() && s.slotGone(ctx) {
+				return
+			}
+		}
+	}
+}
+
+// slotGone tells whether a slot that the last look has found whole is missing or lost now.
+func (s *Supervisor) slotGone(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, slotsEvery)
+	defer cancel()
+	for _, p := range s.cfg.Pipelines {
+		if slot := s.newest.Pipelines[p.Name].Slot; slot == nil || !slot.Exists || slot.WALStatus == "lost" {
+			continue
+		}
+		var whole bool
+		err := p.DB.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = $1 AND wal_status IS DISTINCT FROM 'lost')`, p.Slot).Scan(&whole)
+		if err == nil && !whole {
+			return true
+		}
+	}
+	return false
 }
 
 // staleAfter is how old a look may be that a pipeline's acts are decided from: a new one is better, when the acts on
@@ -224,6 +262,7 @@ func (s *Supervisor) round(ctx context.Context, lock *lock) {
 		return
 	}
 	facts := s.Look(ctx)
+	s.newest = facts
 	if held && !s.recalled {
 		err := s.recall(ctx)
 		s.recalled = err == nil
@@ -260,7 +299,7 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 		s.settle(ctx, facts, p)
 		if slot := facts.Pipelines[p.Name].Slot; slot != nil && facts.topics != nil {
 			s.confirmations[p.Name].learn(slot, s.identities(p, facts))
-			unkept = append(unkept, of("the table outbox_confirmed of "+p.Name, s.tell(ctx, p, slot, facts.Pipelines[p.Name].Connector))...)
+			unkept = append(unkept, of("the table outbox_confirmed of "+p.Name, s.tell(ctx, p, slot))...)
 		}
 		for _, act := range decide(facts.At, p.Name, facts, s.memories[p.Name]) {
 			if ctx.Err() != nil {
