@@ -117,8 +117,14 @@ func (c *confirmation) learn(slot *Slot, topics map[string]string) {
 	}
 }
 
-// forget is for when what was known is so no more.
-func (c *confirmation) forget() { c.marks, c.before = nil, 0 }
+// forget is for when what was known is so no more. When Kafka has all again, that is known only of what comes after: what is older
+// may be sent by a connector that does not come to its end.
+func (c *confirmation) forget() {
+	c.marks, c.before, c.walks = nil, 0, map[string]*walk{}
+	for name, known := range c.topics {
+		c.topics[name] = since{known.id, later}
+	}
+}
 
 // tell keeps what is known in the database, and while the slot is lost or missing, until a reader reads it, tells the database to
 // take it for true. Not at other times: a connector that reads the outbox again although its slot is there does so

@@ -163,7 +163,7 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	case now.Sub(m.moved) >= deadAfter:
 		do(Restart, "RUNNING, but for %s nothing was confirmed, not even a heartbeat", now.Sub(m.moved).Round(time.Second))
 	case len(gone) > 0:
-		do(Resend, "%d events were confirmed, are in no inbox, and their topics are read to the end: Kafka has lost them; the first is %s on %s",
+		do(Resend, "%d events were confirmed, are in no inbox, and what was on their topics then is read: Kafka has lost them; the first is %s on %s",
 			len(gone), gone[0].ID, gone[0].Topic)
 	}
 	return acts
@@ -180,15 +180,25 @@ func waiting(flow Pipeflow, groups map[string]Group, now time.Time) (n int) {
 	return n
 }
 
-// proven are the unseen events that were confirmed to PostgreSQL, and for some time are not in
-// Kafka for their consumer: Kafka had them and has lost them, or their topic was made anew.
+// proven are the unseen events that were confirmed to PostgreSQL, and whose consumer has read since then what was on their topic: they are not in
+// Kafka for it: Kafka had them and has lost them, or their topic was made anew.
 func proven(flow Pipeflow, groups map[string]Group, now time.Time) []Unseen {
 	if flow.Slot == nil || flow.Connector == nil || flow.Connector.State != "RUNNING" || !flow.Slot.Active {
 		return nil
 	}
 	return slices.DeleteFunc(slices.Clone(flow.Unseen), func(u Unseen) bool {
-		return flow.Slot.Confirmed <= u.WAL || now.Sub(u.Noticed) < lostAfter || !read(u.Topic, groups)
+		return u.Confirmed.IsZero() || now.Sub(u.Noticed) < lostAfter || !readUpTo(u.Topic, groups, u.Confirmed)
 	})
+}
+
+// readUpTo tells whether a consumer has read all that was on a topic at a time.
+func readUpTo(topic string, groups map[string]Group, at time.Time) bool {
+	for _, g := range groups {
+		if upto, consumes := g.Read[topic]; consumes {
+			return g.Members > 0 && !upto.Before(at)
+		}
+	}
+	return false
 }
 
 // read tells whether a consumer has members and has read a topic to its end.

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kadm"
 )
 
 // scene is a system that is well, for a test to break.
@@ -16,18 +17,18 @@ func scene(at time.Time) (Facts, Pipeflow) {
 		Slot:      &Slot{Exists: true, Active: true, WALStatus: "reserved", WAL: 1000, Confirmed: 1000, Silence: &silence},
 	}
 	return Facts{At: at, Pipelines: map[string]Pipeflow{}, Groups: map[string]Group{
-		"stock-service": {State: "Stable", Members: 1, Lag: map[string]int64{"stock": 0}},
+		"stock-service": {State: "Stable", Members: 1, Lag: map[string]int64{"stock": 0}, Read: map[string]time.Time{"stock": at}},
 	}}, flow
 }
 
-// unseenFor is an event that was noticed d ago, in a log that ended at wal then.
+// unseenFor is an event that was noticed d ago, in a log that ended at wal then and was confirmed since.
 func unseenFor(now time.Time, d time.Duration, wal int64) Unseen {
 	id := uuid.Must(uuid.NewV7()) // of about now
 	ms := now.Add(-d - underWay).UnixMilli()
 	for i := range 6 {
 		id[i] = byte(ms >> (8 * (5 - i)))
 	}
-	return Unseen{ID: id, Topic: "stock", Noticed: now.Add(-d), WAL: wal}
+	return Unseen{ID: id, Topic: "stock", Noticed: now.Add(-d), WAL: wal, Confirmed: now.Add(-d)}
 }
 
 func TestDecide(t *testing.T) {
@@ -70,23 +71,32 @@ func TestDecide(t *testing.T) {
 			32 * time.Second, 30 * time.Second, Restart, "not even a heartbeat"},
 		"a slow consumer": {func(now time.Time, f *Facts, p *Pipeflow) {
 			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}
-			f.Groups["stock-service"].Lag["stock"] = 7
+			f.Groups["stock-service"].Lag["stock"], f.Groups["stock-service"].Read["stock"] = 7, now.Add(-time.Hour)
 		}, 0, 0, "", ""},
 		"lag is not known": {func(now time.Time, f *Facts, p *Pipeflow) {
 			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}
-			f.Groups["stock-service"].Lag["stock"] = -1
+			f.Groups["stock-service"].Lag["stock"], f.Groups["stock-service"].Read["stock"] = -1, time.Time{}
 		}, 0, 0, "", ""},
 		"nobody consumes": {func(now time.Time, f *Facts, p *Pipeflow) {
 			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}
-			f.Groups["stock-service"] = Group{Lag: map[string]int64{"stock": 0}}
+			f.Groups["stock-service"] = Group{Lag: map[string]int64{"stock": 0}, Read: map[string]time.Time{"stock": now}}
 		}, 0, 0, "", ""},
 		"a long backlog": {func(now time.Time, _ *Facts, p *Pipeflow) { // it moves, and has not come to the event yet
 			p.Slot.Confirmed, p.Slot.LagBytes = now.Unix()/4, 1<<40
 			p.Unseen = []Unseen{unseenFor(now, time.Minute, 1<<40)}
+			p.Unseen[0].Confirmed = time.Time{}
 		}, 0, 0, "", ""},
 		"Kafka has lost it": {func(now time.Time, _ *Facts, p *Pipeflow) {
 			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, lostAfter, 950)}
 		}, 0, 0, Resend, "Kafka has lost them"},
+		"Kafka has lost it, and there is always something new": {func(now time.Time, f *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, lostAfter, 950)}
+			f.Groups["stock-service"].Lag["stock"] = 7
+		}, 0, 0, Resend, "Kafka has lost them"},
+		"it may be on the way": {func(now time.Time, f *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}
+			f.Groups["stock-service"].Read["stock"] = now.Add(-time.Minute - time.Second)
+		}, 0, 0, "", ""},
 		"confirmed a moment ago": {func(now time.Time, _ *Facts, p *Pipeflow) {
 			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Second, 950)}
 		}, 0, 0, "", ""},
@@ -158,5 +168,44 @@ func TestUnfinishedResend(t *testing.T) {
 	m.unfinished = time.Time{}
 	if acts := decide(begin.Add(time.Hour), "x", f, m); len(acts) != 0 {
 		t.Errorf("somebody has stopped it: %+v", acts)
+	}
+}
+
+// A topic to which something new always comes is read up to a time nevertheless.
+func TestReadings(t *testing.T) {
+	type partition struct{ committed, start, end int64 }
+	all, begin := readings{}, time.Now()
+	at := func(n int) time.Time { return begin.Add(time.Duration(n) * time.Second) }
+	for i, c := range []struct {
+		topic      string
+		partitions []partition
+		upto       int // the second up to which all was read, as the look before has found; 0: not known
+	}{
+		1:  {"a", []partition{{10, 0, 15}, {-1, 0, 0}}, 0},
+		2:  {"a", []partition{{14, 0, 25}, {-1, 0, 9}}, 0},
+		3:  {"a", []partition{{15, 0, 35}, {0, 0, 9}}, 0}, // what was there in the first second is read
+		4:  {"a", []partition{{35, 0, 45}, {8, 0, 9}}, 1},
+		5:  {"a", []partition{{44, 0, 55}, {9, 0, 9}}, 1}, // and in the third
+		6:  {"a", []partition{{44, 44, 55}, {9, 9, 9}}, 3},
+		7:  {"a", []partition{{44, 55, 55}, {-1, 9, 9}}, 3}, // and what expired since the fifth was read or is gone
+		8:  {"a", nil, 5},
+		9:  {"b", []partition{{0, 0, 5}, {-1, 0, 0}}, 0}, // it was made anew
+		10: {"b", []partition{{5, 0, 5}, {-1, 0, 0}}, 0},
+		11: {"b", []partition{{5, 0, 5}, {-1, 0, 0}}, 9},
+	} {
+		if i == 0 {
+			continue
+		}
+		partitions := map[int32]kadm.GroupMemberLag{}
+		for n, p := range c.partitions {
+			partitions[int32(n)] = kadm.GroupMemberLag{Commit: kadm.Offset{At: p.committed}, Start: kadm.ListedOffset{Offset: p.start}, End: kadm.ListedOffset{Offset: p.end}}
+		}
+		if c.partitions == nil {
+			partitions[0] = kadm.GroupMemberLag{Lag: -1}
+		}
+		upto := all.of("group", "topic", c.topic, partitions, at(i))
+		if want := at(c.upto); c.upto == 0 && !upto.IsZero() || c.upto != 0 && upto != want {
+			t.Errorf("look %d: read up to %s, want %s", i, upto, want)
+		}
 	}
 }

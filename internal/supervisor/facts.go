@@ -90,6 +90,8 @@ type Group struct {
 	State   string           `json:"state"`
 	Members int              `json:"members"`
 	Lag     map[string]int64 `json:"lag"` // records by topic; -1: not known
+	// Read is by topic up to when it is read: all that was on it at that time, by our clock. Zero: not known.
+	Read map[string]time.Time `json:"-"`
 }
 
 // Total is the lag over all topics, as far as known.
@@ -153,6 +155,9 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 	}
 	slices.Sort(f.Unknown)
 	f.At = time.Now()
+	for i, p := range s.cfg.Pipelines {
+		s.watches[p.Name].confirm(flows[i], f.At)
+	}
 	return f
 }
 
@@ -211,7 +216,8 @@ SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, 
        -- Changes with each change of the publication.
        (SELECT md5(string_agg(x, ' ' ORDER BY x)) FROM (
             SELECT p.oid || ' ' || p.xmin FROM pg_publication p WHERE p.pubname = 'outbox_pub'
-            UNION ALL SELECT r.oid || ' ' || r.xmin FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = 'outbox_pub') changes (x)),
+            UNION ALL SELECT r.oid || ' ' || r.xmin FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = 'outbox_pub'
+            UNION ALL SELECT n.oid || ' ' || n.xmin FROM pg_publication p JOIN pg_publication_namespace n ON n.pnpubid = p.oid WHERE p.pubname = 'outbox_pub') changes (x)),
        -- Outside of a snapshot Debezium's sessions have no transaction that lasts.
        (SELECT extract(epoch FROM max(clock_timestamp() - a.xact_start))::float8 FROM pg_stat_activity a
         WHERE a.datname = current_database() AND a.application_name LIKE 'Debezium%' AND a.backend_type = 'client backend'
@@ -286,6 +292,7 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 	for _, p := range s.cfg.Pipelines {
 		groups = append(groups, p.Group)
 	}
+	asked := time.Now()
 	lags, err := s.admin.Lag(ctx, groups...)
 	if err != nil {
 		return err
@@ -295,9 +302,10 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 		if l.Error() != nil {
 			continue // a group that nobody has joined yet
 		}
-		g := Group{State: l.State, Members: len(l.Members), Lag: map[string]int64{}}
+		g := Group{State: l.State, Members: len(l.Members), Lag: map[string]int64{}, Read: map[string]time.Time{}}
 		for topic, partitions := range l.Lag {
 			g.Lag[topic] = lagOf(partitions)
+			g.Read[topic] = s.readings.of(l.Group, topic, topics[topic].ID.String(), partitions, asked)
 		}
 		f.Groups[l.Group] = g
 	}
@@ -317,6 +325,46 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 	}
 	f.topics = ids
 	return err
+}
+
+// readings tell up to when topics are read, although there is always something new on them.
+type readings map[string]*reading // by group and topic
+
+// reading is where a topic ended once, and up to when it is read.
+type reading struct {
+	topic string // its id
+	at    time.Time
+	ends  map[int32]int64 // by partition; nil: to be taken
+	upto  time.Time
+}
+
+// of is up to when a group has read a topic, as the look before this one has found: the inboxes were asked after that. What ends after
+// asked was on the topic then, or came later.
+func (all readings) of(group, topic, id string, partitions map[int32]kadm.GroupMemberLag, asked time.Time) (upto time.Time) {
+	key := group + " " + topic
+	r := all[key]
+	if r == nil || r.topic != id {
+		r = &reading{topic: id}
+		all[key] = r
+	}
+	upto = r.upto
+	if lagOf(partitions) < 0 {
+		return upto
+	}
+	read := r.ends != nil
+	for n, p := range partitions {
+		read = read && max(p.Commit.At, p.Start.Offset) >= r.ends[n]
+	}
+	if read {
+		r.upto, r.ends = r.at, nil
+	}
+	if r.ends == nil {
+		r.at, r.ends = asked, map[int32]int64{}
+		for n, p := range partitions {
+			r.ends[n] = p.End.Offset
+		}
+	}
+	return upto
 }
 
 // lagOf is the lag over a topic's partitions; -1 if that of one is not known.

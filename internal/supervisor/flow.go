@@ -19,6 +19,8 @@ type Unseen struct {
 	// Noticed is when it was first found so, and WAL the end of the log then: its row is before it.
 	Noticed time.Time `json:"noticed"`
 	WAL     int64     `json:"wal"`
+	// Confirmed is when it was first found that Kafka has, or had, it; zero: not yet.
+	Confirmed time.Time `json:"confirmed,omitzero"`
 }
 
 // At is when the event was made: the time in its UUIDv7.
@@ -63,6 +65,19 @@ func (s *Supervisor) follow(ctx context.Context, p Pipeline, w *watch) ([]Unseen
 	unseen := slices.Collect(maps.Values(w.unseen))
 	slices.SortFunc(unseen, func(a, b Unseen) int { return compare(a.ID, b.ID) })
 	return unseen, err
+}
+
+// confirm notes of which unseen events the slot says that Kafka has them.
+func (w *watch) confirm(flow Pipeflow, at time.Time) {
+	if flow.Slot == nil {
+		return
+	}
+	for i, u := range flow.Unseen {
+		if u.Confirmed.IsZero() && flow.Slot.Confirmed > u.WAL {
+			u.Confirmed = at
+			flow.Unseen[i], w.unseen[u.ID] = u, u
+		}
+	}
 }
 
 // look asks the inboxes for what was unseen, and for so many of the ids that were not looked at.
@@ -127,7 +142,7 @@ func (s *Supervisor) read(ctx context.Context, p Pipeline, w *watch, i int, newe
 	}
 	now := time.Now()
 	for _, ev := range unseen {
-		w.unseen[ev.ID] = Unseen{ev.ID, ev.Topic, now, ev.WAL}
+		w.unseen[ev.ID] = Unseen{ID: ev.ID, Topic: ev.Topic, Noticed: now, WAL: ev.WAL}
 	}
 	switch {
 	case len(found) < pageIDs:

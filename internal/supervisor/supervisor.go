@@ -96,6 +96,7 @@ type Supervisor struct {
 	watches  map[string]*watch  // by pipeline
 	memories map[string]*memory // by pipeline
 	heard    map[string]*heard  // by pipeline
+	readings readings
 
 	confirmations map[string]*confirmation // by pipeline
 
@@ -146,7 +147,7 @@ func New(cfg Config) (*Supervisor, error) {
 // forget begins anew: what is remembered may be of long ago.
 func (s *Supervisor) forget() {
 	s.watches, s.memories, s.heard, s.recalled = map[string]*watch{}, map[string]*memory{}, map[string]*heard{}, false
-	s.confirmations = map[string]*confirmation{}
+	s.confirmations, s.readings = map[string]*confirmation{}, readings{}
 	for _, p := range s.cfg.Pipelines {
 		s.watches[p.Name], s.memories[p.Name], s.heard[p.Name] = &watch{}, &memory{}, &heard{}
 		s.confirmations[p.Name] = &confirmation{}

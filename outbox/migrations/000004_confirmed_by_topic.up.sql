@@ -13,7 +13,7 @@ ALTER TABLE outbox_confirmed
 -- Keeps, by a slot, which rows are in Kafka, as was known of a log when it was looked: of each topic those of all transactions from its
 -- since to before; before is 0: nothing is known. With moments, what is kept is taken for true so long after the look; nothing is kept then
 -- that was not. False: it is not kept. What a later look has found stands, unless nothing is known any more, and who was stopped between its look and this call must not say what
--- was true long ago.
+-- was true long ago. What was found in the future was found before the clock was set back.
 CREATE FUNCTION outbox_confirm(slot name, topics text[], topic_ids text[], since xid8[], before xid8, history text, looked timestamptz, moments interval) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
 SET search_path FROM CURRENT
@@ -23,13 +23,13 @@ BEGIN
     IF moments > interval '0' THEN
         UPDATE outbox_confirmed c SET topics = outbox_confirm.topics, topic_ids = outbox_confirm.topic_ids, since = outbox_confirm.since,
             before = outbox_confirm.before, history = outbox_confirm.history, looked = outbox_confirm.looked, until = outbox_confirm.looked + moments
-        WHERE c.slot = outbox_confirm.slot AND c.looked <= outbox_confirm.looked;
+        WHERE c.slot = outbox_confirm.slot AND (c.looked <= outbox_confirm.looked OR c.looked > clock_timestamp());
     ELSIF before = '0' OR looked > clock_timestamp() - interval '20 s' THEN
         INSERT INTO outbox_confirmed AS c (slot, topics, topic_ids, since, before, history, looked, until)
         VALUES (slot, topics, topic_ids, since, before, history, looked, '-infinity')
         ON CONFLICT ON CONSTRAINT outbox_confirmed_pkey DO UPDATE SET topics = excluded.topics, topic_ids = excluded.topic_ids,
-            since = excluded.since, before = excluded.before, history = excluded.history, looked = greatest(c.looked, excluded.looked), until = excluded.until
-        WHERE c.looked <= excluded.looked OR excluded.before = '0';
+            since = excluded.since, before = excluded.before, history = excluded.history, looked = least(greatest(c.looked, excluded.looked), clock_timestamp()), until = excluded.until
+        WHERE c.looked <= excluded.looked OR c.looked > clock_timestamp() OR excluded.before = '0';
     ELSE
         RETURN false;
     END IF;
@@ -45,7 +45,7 @@ SET search_path FROM CURRENT
 AS $$
     SELECT t.topic, int4range(age(c.before::xid) + 1, CASE WHEN newest - t.since::text::bigint < 1000000000 THEN age(t.since::xid) ELSE 1000000000 END, '[]')
     FROM outbox_confirmed c, unnest(c.topics, c.since) t (topic, since), CAST(pg_snapshot_xmax(pg_current_snapshot())::text AS bigint) newest
-    WHERE c.slot = outbox_confirmed_topics.slot AND c.until > clock_timestamp() AND c.history = outbox_log_history()
+    WHERE c.slot = outbox_confirmed_topics.slot AND c.until > clock_timestamp() AND c.looked <= clock_timestamp() AND c.history = outbox_log_history()
       AND t.since < c.before AND c.before::text::bigint BETWEEN newest - 999000000 AND newest
 $$;
 
