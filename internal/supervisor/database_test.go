@@ -113,6 +113,16 @@ func TestUnseenOfAFullHour(t *testing.T) {
 	})
 }
 
+// next is the transaction that begins next.
+func next(t *testing.T, p supervisor.Pipeline) int64 {
+	t.Helper()
+	xid, err := supervisor.Next(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return xid
+}
+
 // What the inboxes have of the time before a topic was made anew needs not be sent again: when they have all of it.
 func TestOlderEvents(t *testing.T) {
 	_, from := database(t)
@@ -135,14 +145,6 @@ func TestOlderEvents(t *testing.T) {
 			return map[string]string{"events": "b", "others": "b", "strange": "c"}[topic]
 		},
 	})
-	next := func() int64 {
-		t.Helper()
-		xid, err := supervisor.Next(t.Context(), p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return xid
-	}
 	var since map[string]int64
 	knows := func(when, topic string, of int64) {
 		t.Helper()
@@ -163,7 +165,7 @@ func TestOlderEvents(t *testing.T) {
 	others := write("others", 10)
 	write("people", 10)
 	write("strange", 10)
-	of := next()
+	of := next(t, p)
 	for range 5 { // what is open now is not of that time
 		write("people", 1)
 	}
@@ -191,7 +193,7 @@ func TestOlderEvents(t *testing.T) {
 	knows("the inbox has all", "events", supervisor.Always)
 	knows("no inbox takes them", "people", of)
 	knows("an inbox takes them that is not looked into", "strange", of)
-	s.Topics("a", map[string]int64{"events": supervisor.Later}, next())
+	s.Topics("a", map[string]int64{"events": supervisor.Later}, next(t, p))
 	walk(5)
 	knows("the topic was found just now", "events", supervisor.Later)
 }
@@ -211,9 +213,8 @@ func TestNextTransaction(t *testing.T) {
 	if err := tx.QueryRow(t.Context(), `SELECT pg_current_xact_id()::text::bigint`).Scan(&open); err != nil {
 		t.Fatal(err)
 	}
-	next, err := supervisor.Next(t.Context(), supervisor.Pipeline{Name: "a", DB: pool})
-	if err != nil || next <= open || open <= ended {
-		t.Errorf("the next transaction is %d, %v: %d is open", next, err, open)
+	if xid := next(t, supervisor.Pipeline{Name: "a", DB: pool}); xid <= open || open <= ended {
+		t.Errorf("the next transaction is %d: %d is open", xid, open)
 	}
 }
 
@@ -224,16 +225,8 @@ func TestKept(t *testing.T) {
 	fresh := func() *supervisor.Supervisor {
 		return newSupervisor(t, supervisor.Config{Pipelines: []supervisor.Pipeline{p}})
 	}
-	next := func() int64 {
-		t.Helper()
-		xid, err := supervisor.Next(t.Context(), p)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return xid
-	}
 	exec(t, pool, `SELECT pg_current_xact_id()`)
-	at := next()
+	at := next(t, p)
 	for name, c := range map[string]struct {
 		published bool
 		id        string
