@@ -31,7 +31,7 @@ func newSuperviseCommand() *cobra.Command {
 		Use: "supervise", Short: "Keep the connectors streaming: look at facts, mend what is broken", Args: cobra.NoArgs,
 		Long: `Look at slots, positions in the log, heartbeats, consumer lag and the ids that no inbox has, and act: start failed and
 stuck connectors again, register missing ones, make missing topics, drop a slot that PostgreSQL has invalidated (its
-connector makes a new one and sends the retained outbox), and have an outbox sent again whose events Kafka has lost. It
+connector makes a new one and sends what Kafka does not have), and have an outbox sent again whose events Kafka has lost. It
 never drops a slot that can still be read, and leaves a paused or stopped connector alone. Any number may run; one acts.
 
 It reads ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL, or ADMIN_DATABASE_URL for all three (roles that
