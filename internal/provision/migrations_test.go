@@ -11,11 +11,7 @@ import (
 	"outboxsaga/internal/stacktest"
 	"outboxsaga/internal/system"
 
-	"github.com/golang-migrate/migrate/v4"
-	migratepgx "github.com/golang-migrate/migrate/v4/database/pgx/v5"
-	"github.com/golang-migrate/migrate/v4/source/iofs"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 )
 
 // schema is all that migrations make: relations and their columns, functions, constraints, indexes, triggers, and who may do what.
@@ -32,8 +28,7 @@ ORDER BY 1`
 func TestMigrationsGoDown(t *testing.T) {
 	for _, d := range system.Databases() {
 		t.Run(d.Name, func(t *testing.T) {
-			url := stacktest.Database(t)
-			db, err := pgx.Connect(t.Context(), url)
+			db, err := pgx.Connect(t.Context(), stacktest.Database(t))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -51,7 +46,11 @@ func TestMigrationsGoDown(t *testing.T) {
 				return lines
 			}
 			for _, m := range d.Migrations {
-				all := migrations(t, url, m)
+				all, err := provision.Open(db.Config(), m)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer all.Close()
 				files, err := fs.Glob(m.FS, path.Join(m.Path, "*.up.sql"))
 				if err != nil || len(files) == 0 {
 					t.Fatal(files, err)
@@ -72,28 +71,6 @@ func TestMigrationsGoDown(t *testing.T) {
 			}
 		})
 	}
-}
-
-func migrations(t *testing.T, url string, m provision.Migrations) *migrate.Migrate {
-	t.Helper()
-	config, err := pgx.ParseConfig(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	driver, err := migratepgx.WithInstance(stdlib.OpenDB(*config), &migratepgx.Config{MigrationsTable: m.Table})
-	if err != nil {
-		t.Fatal(err)
-	}
-	files, err := iofs.New(m.FS, m.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, err := migrate.NewWithInstance("iofs", files, "pgx5", driver)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { all.Close() })
-	return all
 }
 
 func differ(t *testing.T, when string, want, got []string) {

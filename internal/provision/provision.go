@@ -270,18 +270,9 @@ func Migrate(ctx context.Context, databaseURL, role string, migrations ...Migrat
 }
 
 func migrateOne(ctx context.Context, config *pgx.ConnConfig, m Migrations) error {
-	files, err := iofs.New(m.FS, m.Path)
+	all, err := open(config, m)
 	if err != nil {
 		return err
-	}
-	var db *sql.DB = stdlib.OpenDB(*config)
-	driver, err := migratepgx.WithInstance(db, &migratepgx.Config{MigrationsTable: m.Table})
-	if err != nil {
-		return errors.Join(err, db.Close())
-	}
-	all, err := migrate.NewWithInstance("iofs", files, "pgx5", driver)
-	if err != nil {
-		return errors.Join(err, driver.Close())
 	}
 	defer all.Close()
 	stop := context.AfterFunc(ctx, func() { all.GracefulStop <- true })
@@ -290,6 +281,24 @@ func migrateOne(ctx context.Context, config *pgx.ConnConfig, m Migrations) error
 		return err
 	}
 	return ctx.Err()
+}
+
+// open gives migrations a connection of their own, which closing them ends.
+func open(config *pgx.ConnConfig, m Migrations) (*migrate.Migrate, error) {
+	files, err := iofs.New(m.FS, m.Path)
+	if err != nil {
+		return nil, err
+	}
+	var db *sql.DB = stdlib.OpenDB(*config)
+	driver, err := migratepgx.WithInstance(db, &migratepgx.Config{MigrationsTable: m.Table})
+	if err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	all, err := migrate.NewWithInstance("iofs", files, "pgx5", driver)
+	if err != nil {
+		return nil, errors.Join(err, driver.Close())
+	}
+	return all, nil
 }
 
 // withDatabase replaces the database in a URL.

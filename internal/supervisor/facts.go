@@ -214,7 +214,7 @@ SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, 
        (SELECT system_identifier FROM pg_control_system()) || ' ' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8),
        clock_timestamp(),
        -- Changes with each change of the publication.
-       (SELECT md5(string_agg(x, ' ' ORDER BY x)) FROM (
+       (SELECT coalesce(md5(string_agg(x, ' ' ORDER BY x)), '') FROM (
             SELECT p.oid || ' ' || p.xmin FROM pg_publication p WHERE p.pubname = 'outbox_pub'
             UNION ALL SELECT r.oid || ' ' || r.xmin FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid WHERE p.pubname = 'outbox_pub'
             UNION ALL SELECT n.oid || ' ' || n.xmin FROM pg_publication p JOIN pg_publication_namespace n ON n.pnpubid = p.oid WHERE p.pubname = 'outbox_pub') changes (x)),
@@ -248,12 +248,12 @@ func (h *heard) silence(now time.Time, said *string) *time.Duration {
 
 func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var s Slot
-	var said, publication *string
+	var said *string
 	var snapshot *float64
 	err := outbox.CheckPublication(ctx, p.DB) // first: what begins after the look is published then
 	if s.published = err == nil; err == nil || errors.As(err, new(outbox.SettingError)) {
 		err = p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &publication, &snapshot)
+			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &s.publication, &snapshot)
 	}
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer
@@ -261,9 +261,6 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	}
 	if s.Exists {
 		s.LagBytes = max(0, s.WAL-s.Confirmed)
-	}
-	if publication != nil {
-		s.publication = *publication
 	}
 	s.Silence = h.silence(time.Now(), said)
 	if snapshot != nil {

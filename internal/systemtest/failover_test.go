@@ -3,7 +3,6 @@ package systemtest
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,12 +96,11 @@ func (w *world) standby() standby {
 	w.exec("postgres", `SELECT pg_create_physical_replication_slot('standby1', immediately_reserve => true)`)
 	dir := w.backup(data)
 
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	ports, err := devstack.FreePorts(1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := standby{port: free.Addr().(*net.TCPAddr).Port}
-	free.Close()
+	s := standby{port: ports[0]}
 	log, err := os.Create(filepath.Join(t.TempDir(), "standby.log"))
 	if err != nil {
 		t.Fatal(err)
@@ -134,11 +132,9 @@ func (w *world) standby() standby {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.pool.Close)
-	for end := time.Now().Add(time.Minute); len(w.query("postgres", `SELECT 'x' FROM pg_stat_replication WHERE application_name = 'standby1' AND state = 'streaming'`)) == 0; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the standby does not follow")
-		}
-	}
+	w.await("standby that follows", func() bool {
+		return len(w.query("postgres", `SELECT 'x' FROM pg_stat_replication WHERE application_name = 'standby1' AND state = 'streaming'`)) > 0
+	})
 	for _, sql := range []string{
 		`ALTER SYSTEM SET synchronous_standby_names = 'standby1'`,
 		`ALTER SYSTEM SET synchronized_standby_slots = 'standby1'`,

@@ -1,0 +1,4 @@
+package provision
+
+// Open is for tests that go down too.
+var Open = open
