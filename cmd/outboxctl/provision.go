@@ -24,8 +24,8 @@ func newProvisionCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "provision", Short: "Make roles, databases, migrations, slots and topics", Args: cobra.NoArgs,
 		Long: `Make what the services and connectors need, where it is missing. It reads ADMIN_DATABASE_URL (a superuser),
-KAFKA_BROKERS (host:port, with commas between), and the logins' passwords: CDC_PASSWORD, ORDER_SERVICE_PASSWORD,
-STOCK_SERVICE_PASSWORD, PAYMENT_SERVICE_PASSWORD (without one, none is set).`,
+KAFKA_BROKERS (host:port, with commas between), and the logins' passwords: CDC_PASSWORD, SUPERVISOR_PASSWORD,
+ORDER_SERVICE_PASSWORD, STOCK_SERVICE_PASSWORD, PAYMENT_SERVICE_PASSWORD (without one, none is set).`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			url, brokers := os.Getenv("ADMIN_DATABASE_URL"), os.Getenv("KAFKA_BROKERS")
 			if url == "" || brokers == "" {

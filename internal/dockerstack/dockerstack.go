@@ -65,7 +65,7 @@ func New(cfg devstack.Config) (*Engines, error) {
 	e := &Engines{name: filepath.Base(cfg.Dir), cfg: cfg, pool: pool, engine: map[string]*engine{}}
 	values := map[string]string{
 		"POSTGRES_PORT": fmt.Sprint(cfg.PostgresPort), "KAFKA_PORT": fmt.Sprint(cfg.KafkaPort), "CONNECT_PORT": fmt.Sprint(cfg.ConnectPort),
-		"POSTGRES_PASSWORD": "test", "SERVICE_PASSWORD": "test", "CDC_PASSWORD": "cdc",
+		"POSTGRES_PASSWORD": "test", "SERVICE_PASSWORD": "test", "CDC_PASSWORD": "cdc", "SUPERVISOR_PASSWORD": "test",
 	}
 	if e.compose, err = ReadCompose(cfg.Root, func(name string) (string, bool) { v, ok := values[name]; return v, ok }); err != nil {
 		return nil, err

@@ -62,7 +62,7 @@ func TestCheck(t *testing.T) {
 		}
 	}
 	wants("role cdc is missing: run outboxctl provision", "database orderdb: run outboxctl provision", "database stockdb: ", "database paymentdb: ")
-	if err := provision.Postgres(ctx, admin, "", system.Databases()); err != nil {
+	if err := provision.Postgres(ctx, admin, nobody, system.Databases()); err != nil {
 		t.Fatal(err)
 	}
 	if err := provision.Check(ctx, admin, system.Databases()); err != nil {

@@ -32,6 +32,10 @@ const Owner = "saga_owner"
 // CDC is the role of the connectors: it replicates and reads the outbox, nothing else.
 const CDC = "cdc"
 
+// Supervisor is the role of the supervisors: it sees how replication goes, ends walsenders, drops slots, reads outbox and
+// inbox, and writes what it does and what a new slot may leave out, nothing else.
+const Supervisor = "supervisor"
+
 // Migrations is the DDL of one owner of tables.
 type Migrations struct {
 	FS    fs.FS  // files of golang-migrate
@@ -51,8 +55,8 @@ type Database struct {
 func (d Database) Slot() string { return "outbox_" + d.Name }
 
 // Postgres makes roles, databases, schema and slots. superuser is the URL of a role
-// that may do so, of any database of the instance. cdcPassword may be empty.
-func Postgres(ctx context.Context, superuser, cdcPassword string, databases []Database) error {
+// that may do so, of any database of the instance. password gives that of [CDC] and of [Supervisor]; it may be empty.
+func Postgres(ctx context.Context, superuser string, password func(role string) string, databases []Database) error {
 	conn, err := pgx.Connect(ctx, superuser)
 	if err != nil {
 		return fmt.Errorf("connect to PostgreSQL: %w", err)
@@ -64,7 +68,13 @@ func Postgres(ctx context.Context, superuser, cdcPassword string, databases []Da
 	if err := role(ctx, conn, Owner, "NOLOGIN", ""); err != nil {
 		return err
 	}
-	if err := role(ctx, conn, CDC, "LOGIN REPLICATION", cdcPassword); err != nil {
+	if err := role(ctx, conn, CDC, "LOGIN REPLICATION", password(CDC)); err != nil {
+		return err
+	}
+	if err := role(ctx, conn, Supervisor, "LOGIN REPLICATION", password(Supervisor)); err != nil { // slots are dropped by who may replicate
+		return err
+	}
+	if err := execAll(ctx, conn, "GRANT pg_monitor, pg_signal_backend TO "+Supervisor); err != nil {
 		return err
 	}
 	for _, d := range databases {
@@ -138,7 +148,7 @@ func database(ctx context.Context, conn *pgx.Conn, d Database) error {
 	for _, statement := range []string{
 		"REVOKE ALL ON DATABASE " + name + " FROM PUBLIC",
 		"GRANT CONNECT, TEMPORARY ON DATABASE " + name + " TO " + login,
-		"GRANT CONNECT ON DATABASE " + name + " TO " + CDC,
+		"GRANT CONNECT ON DATABASE " + name + " TO " + CDC + ", " + Supervisor,
 	} {
 		if _, err := conn.Exec(ctx, statement); err != nil {
 			return err
@@ -168,7 +178,7 @@ func schema(ctx context.Context, url string, d Database) error {
 	return slot(ctx, conn, d)
 }
 
-// grant gives the service's role and the connector's what they need, and takes what they
+// grant gives the roles of the service, the connector and the supervisor what they need, and takes what the first two
 // had more. A new table of a migration is covered because the same call has made it.
 func grant(ctx context.Context, tx pgx.Tx, d Database) error {
 	login := pgx.Identifier{d.Role}.Sanitize()
@@ -188,14 +198,17 @@ func grant(ctx context.Context, tx pgx.Tx, d Database) error {
 		return err
 	}
 	statements := []string{
-		"GRANT USAGE ON SCHEMA public TO " + login + ", " + CDC,
+		"GRANT USAGE ON SCHEMA public TO " + login + ", " + CDC + ", " + Supervisor,
 		"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO " + login,
 	}
 	for _, t := range tables {
 		if t.Partition {
 			statements = append(statements, "REVOKE ALL ON "+t.Name+" FROM "+login+", "+CDC)
-		} else {
-			statements = append(statements, "GRANT SELECT, INSERT, UPDATE, DELETE ON "+t.Name+" TO "+login)
+			continue
+		}
+		statements = append(statements, "GRANT SELECT, INSERT, UPDATE, DELETE ON "+t.Name+" TO "+login)
+		if t.Name == "supervisor_acts" { // in one database only
+			statements = append(statements, "GRANT SELECT, INSERT, UPDATE, DELETE ON "+t.Name+" TO "+Supervisor)
 		}
 	}
 	statements = append(statements,
@@ -206,7 +219,9 @@ func grant(ctx context.Context, tx pgx.Tx, d Database) error {
 		// What retention and the supervisor know is written by their functions only.
 		"REVOKE INSERT, UPDATE, DELETE ON event_partitions_dropped, event_partitions_sealed, outbox_confirmed FROM "+login,
 		"GRANT SELECT ON outbox TO "+CDC,
-		"GRANT EXECUTE ON FUNCTION outbox_confirmed_topics(name) TO "+CDC)
+		"GRANT EXECUTE ON FUNCTION outbox_confirmed_topics(name) TO "+CDC,
+		"GRANT SELECT ON outbox, inbox, outbox_confirmed TO "+Supervisor,
+		"GRANT EXECUTE ON FUNCTION outbox_confirm(name, text[], text[], xid8[], xid8, text, timestamptz, interval) TO "+Supervisor)
 	for _, m := range d.Migrations {
 		statements = append(statements, "REVOKE INSERT, UPDATE, DELETE ON "+pgx.Identifier{m.Table}.Sanitize()+" FROM "+login)
 	}

@@ -35,6 +35,9 @@ func databases() []provision.Database {
 	return all
 }
 
+// nobody has a password: the local stack trusts loopback.
+func nobody(string) string { return "" }
+
 // stack starts everything and registers the connectors that production uses.
 func stack(t *testing.T) *devstack.Stack {
 	t.Helper()
@@ -53,7 +56,7 @@ func stack(t *testing.T) *devstack.Stack {
 		topics = append(topics, provision.HeartbeatTopic(d.Name))
 	}
 	for range 2 { // a second time changes nothing
-		if err := provision.Postgres(ctx, s.PostgresURL("postgres"), "", databases()); err != nil {
+		if err := provision.Postgres(ctx, s.PostgresURL("postgres"), nobody, databases()); err != nil {
 			t.Fatal(err)
 		}
 		if err := provision.Topics(ctx, s.Brokers(), 1, topics...); err != nil {
@@ -267,6 +270,13 @@ func rights(t *testing.T, s *devstack.Stack) {
 		{"cdc", "orderdb", insert, true},
 		{"cdc", "orderdb", `SELECT * FROM inbox`, true},
 		{"cdc", "postgres", `CREATE TABLE x ()`, true},
+		{"supervisor", "orderdb", `SELECT FROM outbox, inbox, outbox_confirmed`, false},
+		{"supervisor", "orderdb", `SELECT outbox_confirm('outbox_orderdb', '{}', '{}', '{}', '9', 'x', now(), '1 h')`, false},
+		{"supervisor", "orderdb", `SELECT backend_start FROM pg_stat_activity WHERE pid <> pg_backend_pid()`, false},
+		{"supervisor", "orderdb", `INSERT INTO outbox_confirmed (slot, topics, topic_ids, since, before, history, looked, until) VALUES ('outbox_orderdb', '{}', '{}', '{}', '9', 'x', now(), 'infinity')`, true},
+		{"supervisor", "orderdb", insert, true},
+		{"supervisor", "orderdb", `INSERT INTO inbox (event_id) VALUES (uuidv7())`, true},
+		{"supervisor", "orderdb", `SELECT * FROM things`, true},
 	} {
 		err := try(c.role, c.database, c.statement)
 		if refused := err != nil && slices.ContainsFunc([]string{"42501", "permission denied"}, func(w string) bool { return strings.Contains(err.Error(), w) }); refused != c.refused || err != nil && !refused {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/connect"
+	"outboxsaga/internal/provision"
 	"outboxsaga/internal/stacktest"
 	"outboxsaga/internal/supervisor"
 	"outboxsaga/internal/system"
@@ -139,7 +140,7 @@ func TestSupervisor(t *testing.T) {
 	}
 	pools := map[string]*pgxpool.Pool{}
 	for _, d := range system.Databases() {
-		pools[d.Name] = s.DB(d.Name)
+		pools[d.Name] = poolOf(t, s.UserURL(provision.Supervisor, d.Name))
 	}
 	pipelines, err := system.Pipelines(pools, files)
 	if err != nil {

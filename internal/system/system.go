@@ -110,7 +110,7 @@ func Provision(ctx context.Context, superuser string, password func(role string)
 		return fmt.Errorf("there are not all of the databases %s: they are called orderdb, stockdb and paymentdb", strings.Join(only, ", "))
 	}
 	var both errgroup.Group
-	both.Go(func() error { return provision.Postgres(ctx, superuser, password(provision.CDC), databases) })
+	both.Go(func() error { return provision.Postgres(ctx, superuser, password, databases) })
 	both.Go(func() error { return provision.Topics(ctx, brokers, replicas, Topics()...) })
 	return both.Wait()
 }
@@ -254,7 +254,7 @@ func Supervisor(stack *devstack.Stack, program string, port int, env ...string) 
 		Args: []string{program, "supervise", "--addr", addr, "--connectors", filepath.Join(stack.Root(), "connectors"),
 			"--replicas", fmt.Sprint(stack.ReplicationFactor())},
 		Env: append([]string{
-			"ADMIN_DATABASE_URL=" + stack.PostgresURL("postgres"), "ORDER_DATABASE_URL=", "STOCK_DATABASE_URL=", "PAYMENT_DATABASE_URL=",
+			"ADMIN_DATABASE_URL=" + stack.UserURL(provision.Supervisor, ""), "ORDER_DATABASE_URL=", "STOCK_DATABASE_URL=", "PAYMENT_DATABASE_URL=",
 			"KAFKA_BROKERS=" + strings.Join(stack.Brokers(), ","), "CONNECT_URL=" + strings.Join(stack.ConnectURLs(), ","),
 		}, env...),
 		Ready:   func(ctx context.Context) error { return Ask(ctx, "http://"+addr+"/readyz") },
