@@ -52,6 +52,7 @@ func newRootCommand() *cobra.Command {
 		newStatusCommand(),
 		newAuditCommand(),
 		newRewindCommand(),
+		newResendCommand(),
 		newHealthcheckCommand(),
 	)
 	return root

@@ -170,6 +170,25 @@ func (c Client) ResetOffsets(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodDelete, "/connectors/"+name+"/offsets", nil, nil)
 }
 
+// Offset is the position in the log, in bytes, up to which a Debezium connector for PostgreSQL has read; 0 if it keeps none.
+func (c Client) Offset(ctx context.Context, name string) (int64, error) {
+	var all struct {
+		Offsets []struct {
+			Offset struct {
+				LSN       int64 `json:"lsn"`
+				Processed int64 `json:"lsn_proc"`
+				Commit    int64 `json:"lsn_commit"`
+			}
+		}
+	}
+	err := c.call(ctx, http.MethodGet, "/connectors/"+name+"/offsets", nil, &all)
+	var upto int64
+	for _, o := range all.Offsets {
+		upto = max(upto, o.Offset.LSN, o.Offset.Processed, o.Offset.Commit)
+	}
+	return upto, err
+}
+
 // call sends a request and decodes the answer into out, if that is not nil. It
 // waits out the 409 that a worker answers while it rebalances.
 func (c Client) call(ctx context.Context, method, path string, body []byte, out any) error {

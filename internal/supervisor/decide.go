@@ -40,6 +40,7 @@ const (
 	missingAfter  = 4 * time.Second  // a connector that is being changed is missing for a moment
 	inactiveAfter = 6 * time.Second  // a restart takes 2 s
 	silentAfter   = 12 * time.Second // the reader says something each 5 s
+	stalledAfter  = 6 * time.Second  // with nothing confirmed: Connect is asked for its offset then
 	stuckAfter    = 10 * time.Second // with events waiting that Kafka does not have
 	deadAfter     = 30 * time.Second // with nothing waiting but heartbeats
 	lostAfter     = 8 * time.Second
@@ -158,6 +159,9 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	case inactive:
 		do(Restart, "RUNNING, but its slot is not active for %s", inactiveAfter)
 	case connector.State != "RUNNING":
+	case connector.Offset > slot.WAL:
+		do(Resend, "Kafka Connect has read up to %s of a log that ends at %s: the database was restored, and all up to there would be passed over",
+			position(connector.Offset), position(slot.WAL))
 	case waits > 0 && now.Sub(m.moved) >= stuckAfter:
 		do(Restart, "RUNNING, but %d events wait that Kafka does not have, and for %s nothing was confirmed", waits, now.Sub(m.moved).Round(time.Second))
 	case now.Sub(m.moved) >= deadAfter:
@@ -168,6 +172,9 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	}
 	return acts
 }
+
+// position is one in the log as PostgreSQL writes it.
+func position(lsn int64) string { return fmt.Sprintf("%X/%X", lsn>>32, uint32(lsn)) }
 
 // waiting counts the unseen events that do not wait in Kafka for their consumer: those on
 // topics that are read to their end.

@@ -43,9 +43,11 @@ func TestDecide(t *testing.T) {
 	}{
 		"well":             {func(time.Time, *Facts, *Pipeflow) {}, 0, 0, "", ""},
 		"idle, heartbeats": {func(now time.Time, _ *Facts, p *Pipeflow) { p.Slot.Confirmed = now.Unix() / 12 }, 0, 0, "", ""},
-		"failed":           {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector = &Connector{"FAILED", "too large"} }, 0, 0, Restart, "FAILED: too large"},
-		"missing":          {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector.State = Missing }, 6 * time.Second, 4 * time.Second, Register, "does not know"},
-		"no task":          {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector.State = Starting }, 22 * time.Second, 20 * time.Second, Restart, "no task"},
+		"failed": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			p.Connector = &Connector{State: "FAILED", Cause: "too large"}
+		}, 0, 0, Restart, "FAILED: too large"},
+		"missing": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector.State = Missing }, 6 * time.Second, 4 * time.Second, Register, "does not know"},
+		"no task": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector.State = Starting }, 22 * time.Second, 20 * time.Second, Restart, "no task"},
 		"paused": {func(_ time.Time, _ *Facts, p *Pipeflow) {
 			p.Connector.State, p.Slot.Active, p.Slot.Confirmed = "PAUSED", false, 5
 		}, 0, 0, "", ""},
@@ -69,6 +71,12 @@ func TestDecide(t *testing.T) {
 		}, 12 * time.Second, 10 * time.Second, Restart, "1 events wait that Kafka does not have"},
 		"stuck without events": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot.Confirmed, p.Slot.LagBytes = 900, 100 },
 			32 * time.Second, 30 * time.Second, Restart, "not even a heartbeat"},
+		"the log was set back": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Slot.LagBytes, p.Connector.Offset = 900, 100, 1001
+		}, 0, 0, Resend, "has read up to 0/3E9 of a log that ends at 0/3E8"},
+		"stuck at the end of the log": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			p.Slot.Confirmed, p.Slot.LagBytes, p.Connector.Offset = 900, 100, 1000
+		}, 32 * time.Second, 30 * time.Second, Restart, "not even a heartbeat"},
 		"a slow consumer": {func(now time.Time, f *Facts, p *Pipeflow) {
 			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}
 			f.Groups["stock-service"].Lag["stock"], f.Groups["stock-service"].Read["stock"] = 7, now.Add(-time.Hour)

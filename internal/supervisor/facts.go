@@ -46,6 +46,8 @@ type Connector struct {
 	// task together, the worst of both; or missing, or starting: without a task.
 	State string `json:"state"`
 	Cause string `json:"cause,omitempty"` // of a failure
+	// Offset is up to where it has read the log, as Connect keeps it. Asked only while nothing is confirmed; 0: not asked, or none.
+	Offset int64 `json:"offset,omitempty"`
 }
 
 // States beside those of Connect.
@@ -151,6 +153,12 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 		if connectors != nil {
 			flows[i].Connector = state(connectors, p.Name)
 		}
+		if connectors != nil && s.stalls[p.Name].lasts(flows[i].Slot, time.Now()) {
+			var err error
+			if flows[i].Connector.Offset, err = f.worker.Offset(ctx, p.Name); err != nil && !errors.Is(err, connect.ErrNotFound) {
+				unknown("the offset of "+p.Name, err)
+			}
+		}
 		f.Pipelines[p.Name] = flows[i]
 	}
 	slices.Sort(f.Unknown)
@@ -231,6 +239,23 @@ LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid`
 type heard struct {
 	said  string
 	since time.Time
+}
+
+// stall is since when nothing of a slot was confirmed.
+type stall struct {
+	confirmed int64
+	since     time.Time
+}
+
+// lasts tells whether a slot is read, has something to confirm, and has not for so long that a reason is looked for.
+func (l *stall) lasts(slot *Slot, now time.Time) bool {
+	if slot == nil || !slot.Active || slot.LagBytes == 0 || slot.Confirmed != l.confirmed {
+		*l = stall{since: now}
+		if slot != nil {
+			l.confirmed = slot.Confirmed
+		}
+	}
+	return now.Sub(l.since) >= stalledAfter
 }
 
 // silence is how long the reader has said nothing new. nil: there is none.

@@ -94,7 +94,7 @@ func (w *world) standby() standby {
 	}
 	data := w.query("postgres", `SELECT setting FROM pg_settings WHERE name = 'data_directory'`)[0]
 	w.exec("postgres", `SELECT pg_create_physical_replication_slot('standby1', immediately_reserve => true)`)
-	dir := w.backup(data)
+	dir := w.backup(data, "standby.signal")
 
 	ports, err := devstack.FreePorts(1)
 	if err != nil {
@@ -145,8 +145,8 @@ func (w *world) standby() standby {
 	return s
 }
 
-// backup copies the data folder while PostgreSQL runs.
-func (w *world) backup(data string) (dir string) {
+// backup copies the data folder while PostgreSQL runs, to start as a signal file says.
+func (w *world) backup(data, signal string) (dir string) {
 	t := w.t
 	t.Helper()
 	conn, err := pgx.Connect(context.Background(), w.PostgresURL("postgres"))
@@ -154,10 +154,10 @@ func (w *world) backup(data string) (dir string) {
 		t.Fatal(err)
 	}
 	defer conn.Close(context.Background()) // the backup is its session's
-	if _, err := conn.Exec(context.Background(), `SELECT pg_backup_start('standby1', fast => true)`); err != nil {
+	if _, err := conn.Exec(context.Background(), `SELECT pg_backup_start('a copy', fast => true)`); err != nil {
 		t.Fatal(err)
 	}
-	dir = data + "-standby"
+	dir = data + "-copy"
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	for _, command := range [][]string{
 		{"cp", "-a", data, dir},
@@ -173,7 +173,7 @@ func (w *world) backup(data string) (dir string) {
 	if err := conn.QueryRow(context.Background(), `SELECT labelfile FROM pg_backup_stop(wait_for_archive => false)`).Scan(&label); err != nil {
 		t.Fatal(err)
 	}
-	for name, text := range map[string]string{"backup_label": label, "standby.signal": ""} {
+	for name, text := range map[string]string{"backup_label": label, signal: ""} {
 		file := filepath.Join(dir, name)
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
