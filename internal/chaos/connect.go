@@ -90,7 +90,7 @@ type taskStuck struct {
 }
 
 func (f *taskStuck) inject(ctx context.Context) (err error) {
-	f.reader, err = pgconn.Connect(ctx, f.world.stack.PostgresURL(f.database.Name)+"&replication=database")
+	f.reader, err = pgconn.Connect(ctx, f.world.stack.UserURL(provision.CDC, f.database.Name)+"&replication=database")
 	if err != nil {
 		return err
 	}

@@ -583,7 +583,7 @@ func (r *rig) stuckTask(t *testing.T) {
 	r.until("the silent reader has the slot", 20*time.Second, func() bool { // the connector comes back at once, and is faster at times
 		r.exec(`SELECT pg_terminate_backend(active_pid, 1000) FROM pg_replication_slots WHERE slot_name = 'outbox_orderdb' AND active_pid IS NOT NULL`)
 		var err error
-		silent, err = newReader(t.Context(), r.PostgresURL("orderdb"), "outbox_orderdb")
+		silent, err = newReader(t.Context(), r.UserURL(provision.CDC, "orderdb"), "outbox_orderdb")
 		return err == nil
 	})
 	defer silent.close()
