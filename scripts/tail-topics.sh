@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Shows the records of the saga's topics as they come: topic, key, headers, payload. Ctrl-C ends it.
+# Shows the records of the saga's topics as they come: topic, key, headers, payload. Ctrl-C ends it. It is silent
+# until there is a new one, for example of scripts/place-order.sh; what is there already is shown with FROM=beginning.
 #
-#   scripts/tail-topics.sh [TOPIC...]     (all topics of the saga)
+#   scripts/tail-topics.sh [TOPIC...]                 new records (of all topics of the saga)
+#   FROM=beginning scripts/tail-topics.sh             what is there already, then new ones
 #   FROM=beginning scripts/tail-topics.sh --exit      what is there already, then end
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,9 +25,11 @@ for t in "${topics[@]}"; do
   jq -e --arg t "$t" '.topics | any(.topic == $t)' <<<"$list" >/dev/null || die "there is no topic $t; there are: $(jq -r '[.topics[].topic | select(startswith("_") | not)] | sort | join(" ")' <<<"$list")"
 done
 # A consumer per topic (kcat reads one topic without a group); -u: lines come at once.
-trap 'trap - EXIT; kill 0' EXIT INT TERM
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+[ "${FROM:-end}${options[*]-}" != end ] || echo "new records only (FROM=beginning shows older ones too); Ctrl-C ends it" >&2
 for t in "${topics[@]}"; do
   kcat -b "$broker" -C -t "$t" -o "${FROM:-end}" -q -u ${options[@]+"${options[@]}"} -f '%t  key=%k  %h\n    %s\n' &
 done
 wait
-trap - EXIT

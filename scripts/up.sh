@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Starts the whole system, without containers, and shows it working: installs what is missing, resolves
-# PostgreSQL, Kafka and Debezium, builds and starts the services, registers the connectors, and places
-# a few orders. What runs already is left alone; what has died is started again.
+# PostgreSQL, Kafka and Debezium, builds and starts the services, registers the connectors, puts goods and money
+# in, and places a few orders. What runs already is left alone; what has died is started again.
 #
 #   scripts/up.sh [--no-demo] [--brokers 1|3|5] [--workers N] [--replicas N]
+#
+# --no-demo places no orders; the goods and the money are there, for orders of your own.
 #
 # --brokers 3 --workers 2 --replicas 2: Kafka with three copies of everything, two Connect workers, two instances of
 # each service; any one process may then be gone. Numbers that are not given stay as they were, at first 1.
@@ -43,18 +45,23 @@ mkdir -p "$STACK_DIR/bin" 2>/dev/null && [ -w "$STACK_DIR/bin" ] || die "cannot 
 echo "building"
 go build -trimpath -o "$STACK_DIR/bin/" ./cmd/outboxctl ./order-service ./stock-service ./payment-service
 
-echo "starting (logs are in $STACK_DIR/logs)"
+shown=${STACK_DIR#"$PWD"/} # like scripts/, from here
+echo "starting (logs are in $shown/logs)"
 "$STACK_DIR/bin/outboxctl" stack up ${shape[@]+"${shape[@]}"}
 scripts/register-connectors.sh
 
+if [ ! -e "$STACK_DIR/.goods" ] && [ ! -e "$STACK_DIR/.demo" ]; then
+  "$STACK_DIR/bin/outboxctl" demo --orders=false
+  touch "$STACK_DIR/.goods"
+fi
 if [ -n "$demo" ] && [ ! -e "$STACK_DIR/.demo" ]; then
-  "$STACK_DIR/bin/outboxctl" demo
+  "$STACK_DIR/bin/outboxctl" demo --goods=false
   touch "$STACK_DIR/.demo"
 fi
 cat <<END
 The system runs: order-service http://127.0.0.1:${ORDER_PORT:-8080}, stock-service :${STOCK_PORT:-8081}, payment-service :${PAYMENT_PORT:-8082}
   scripts/place-order.sh    place an order
   scripts/tail-topics.sh    watch the topics
-  $STACK_DIR/bin/outboxctl status    see all of it
+  $shown/bin/outboxctl status    see all of it
   scripts/down.sh [--wipe]  stop it [and remove its data]
 END

@@ -15,10 +15,26 @@ import (
 )
 
 func newDemoCommand() *cobra.Command {
-	return &cobra.Command{
+	var goods, orders bool
+	c := &cobra.Command{
 		Use: "demo", Short: "Put goods and money in, place four orders, show what happens", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return demo(cmd.Context(), cmd.OutOrStdout()) },
+		Example: "  outboxctl demo\n  outboxctl demo --orders=false    goods and money only",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			ctx, cancel := context.WithTimeout(cmd.Context(), 90*time.Second)
+			defer cancel()
+			base, err := localServices()
+			if err == nil && goods {
+				err = putGoodsIn(ctx, cmd.OutOrStdout(), base)
+			}
+			if err == nil && orders {
+				err = placeOrders(ctx, cmd.OutOrStdout(), base)
+			}
+			return err
+		},
 	}
+	c.Flags().BoolVar(&goods, "goods", true, "put goods and money in")
+	c.Flags().BoolVar(&orders, "orders", true, "place the four orders")
+	return c
 }
 
 // placed is what the demo shows of an order.
@@ -35,17 +51,21 @@ type placed struct {
 	} `json:"stock"`
 }
 
-func demo(ctx context.Context, out io.Writer) error {
-	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
-	defer cancel()
+// localServices are the addresses of the services on this machine, by name.
+func localServices() (map[string]string, error) {
 	base := map[string]string{}
 	for _, s := range system.Services() {
 		p, err := port(s.PortVariable, s.DefaultPort)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		base[s.Name] = fmt.Sprintf("http://127.0.0.1:%d", p)
 	}
+	return base, nil
+}
+
+// putGoodsIn gives the demo's items and accounts what its orders need.
+func putGoodsIn(ctx context.Context, out io.Writer, base map[string]string) error {
 	fmt.Fprintln(out, "goods and money: 100 books, 1 lamp; alice has 1,000,000, bob has 10")
 	for path, body := range map[string]string{
 		base["stock-service"] + "/items/book/receipts":       `{"quantity":100}`,
@@ -57,6 +77,11 @@ func demo(ctx context.Context, out io.Writer) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// placeOrders places the demo's orders, one after the other, and shows what became of each.
+func placeOrders(ctx context.Context, out io.Writer, base map[string]string) error {
 	fmt.Fprintf(out, "%-38s %-38s %-8s %-12s %-12s %s\n", "what", "order", "status", "payment", "stock", "after")
 	for _, o := range []struct{ what, body string }{
 		{"alice buys 2 books", `{"customer_id":"alice","items":[{"sku":"book","quantity":2,"unit_price":1500}]}`},

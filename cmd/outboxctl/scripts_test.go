@@ -106,16 +106,22 @@ func TestScripts(t *testing.T) {
 	out := c.run(true, "up.sh", "--no-demo")
 	t.Logf("up.sh --no-demo: %.1f s", time.Since(begin).Seconds())
 	c.contains(out, "connector orderdb streams", "connector stockdb streams", "connector paymentdb streams", "The system runs")
-	if strings.Contains(out, "alice") {
+	c.contains(out, "goods and money: 100 books")
+	if strings.Contains(out, "alice buys") {
 		t.Errorf("the demo ran:\n%s", out)
 	}
+	c.contains(c.run(true, "place-order.sh"), `"status": "SUCCESS"`, `"settled": true`)
 	first := c.pids()
 	if strings.Contains(first, "false") {
 		t.Fatal(first)
 	}
 
 	begin = time.Now()
-	c.contains(c.run(true, "up.sh"), "bob cannot pay: the books go back", "COMPENSATED")
+	out = c.run(true, "up.sh")
+	c.contains(out, "bob cannot pay: the books go back", "COMPENSATED")
+	if strings.Contains(out, "goods and money") {
+		t.Errorf("goods and money came in again:\n%s", out)
+	}
 	t.Logf("up.sh with the demo, all runs already: %.1f s", time.Since(begin).Seconds())
 	if again := c.run(true, "up.sh"); strings.Contains(again, "alice") {
 		t.Errorf("the demo ran again:\n%s", again)

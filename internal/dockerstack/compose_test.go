@@ -145,6 +145,40 @@ func TestWorkersOfComposeReadTheSharedFile(t *testing.T) {
 	}
 }
 
+// What outboxctl reads on the host says where the host finds things. It must not reach the containers.
+func TestTheHostsAddressesStayOutside(t *testing.T) {
+	exported := map[string]string{}
+	for _, name := range []string{"KAFKA_BROKERS", "CONNECT_URL", "ADMIN_DATABASE_URL", "CONNECTOR_DATABASE_URL", "DATABASE_URL",
+		"ORDER_DATABASE_URL", "STOCK_DATABASE_URL", "PAYMENT_DATABASE_URL", "ORDER_URL", "STOCK_URL", "PAYMENT_URL", "SUPERVISOR_ADDR", "HTTP_ADDR"} {
+		exported[name] = "127.0.0.1:1"
+	}
+	with := compose(t, exported).Services
+	for name, s := range compose(t, nil).Services {
+		if !maps.Equal(with[name].Environment, s.Environment) {
+			t.Errorf("%s has the host's addresses: %v", name, with[name].Environment)
+		}
+	}
+}
+
+// The table of variables in docs/operations.md has all that docker-compose.yaml reads, and no other.
+func TestVariablesOfComposeAreListed(t *testing.T) {
+	used := map[string]bool{}
+	for _, m := range variable.FindAllStringSubmatch(read(t, "docker-compose.yaml"), -1) {
+		used[m[1]] = true
+	}
+	_, section, _ := strings.Cut(read(t, "docs/operations.md"), "\n## Containers\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	listed := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\|((?: `[A-Z0-9_]+`)+) \\|").FindAllStringSubmatch(section, -1) {
+		for name := range strings.FieldsSeq(row[1]) {
+			listed[strings.Trim(name, "`")] = true
+		}
+	}
+	if !maps.Equal(used, listed) {
+		t.Errorf("docker-compose.yaml reads\n%q\ndocs/operations.md lists\n%q", slices.Sorted(maps.Keys(used)), slices.Sorted(maps.Keys(listed)))
+	}
+}
+
 func TestPostgresOfComposeReadsTheSharedFile(t *testing.T) {
 	s := compose(t, nil).Services["postgres"]
 	if want := "./debezium/postgresql.conf:/etc/postgresql/postgresql.conf:ro"; !slices.Contains(s.Volumes, want) {

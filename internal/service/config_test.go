@@ -4,6 +4,10 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -110,5 +114,28 @@ func TestDuration(t *testing.T) {
 	}
 	if _, err := rt.Duration("BAD", time.Second); !errors.As(err, new(configError)) {
 		t.Error(err)
+	}
+}
+
+// The table in docs/operations.md has every variable that a service reads, and no other.
+func TestVariablesAreListed(t *testing.T) {
+	used := map[string]bool{"ORDER_TIMEOUT": true, "GOGC": true} // order-service reads the one, Main the other
+	if _, err := readConfig(func(name string) string { used[name] = true; return environment()(name) }, io.Discard, "stock-service", ":1"); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "\n## Variables of the services\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	listed := map[string]bool{}
+	for _, row := range regexp.MustCompile("(?m)^\\|((?: `[A-Z_]+`)+) \\|").FindAllStringSubmatch(section, -1) {
+		for name := range strings.FieldsSeq(row[1]) {
+			listed[strings.Trim(name, "`")] = true
+		}
+	}
+	if !maps.Equal(used, listed) {
+		t.Errorf("a service reads\n%q\ndocs/operations.md lists\n%q", slices.Sorted(maps.Keys(used)), slices.Sorted(maps.Keys(listed)))
 	}
 }
