@@ -124,8 +124,8 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := filepath.Join(s.Dir(), "bin")
-	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/outboxctl")
+	// Another program, as an older one would be: the script builds that of the checkout.
+	build := exec.Command("go", "build", "-o", filepath.Join(s.Dir(), "bin", "outboxctl"), "./order-service")
 	build.Dir = stacktest.Root()
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
