@@ -37,7 +37,7 @@ STOCK_SERVICE_PASSWORD, PAYMENT_SERVICE_PASSWORD (without one, none is set).`,
 		},
 	}
 	c.Flags().StringSliceVar(&only, "only", nil, "databases to make, where each service has a PostgreSQL of its own: orderdb, stockdb, paymentdb (default all; a slot that nobody reads would hold the log)")
-	c.Flags().Int16Var(&replicas, "replicas", 1, "replication factor of new topics")
+	addReplicas(c, &replicas)
 	return c
 }
 

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/connect"
+	"outboxsaga/internal/provision"
 	"outboxsaga/internal/supervisor"
 	"outboxsaga/internal/system"
 
@@ -64,7 +65,11 @@ type systemFlags struct {
 
 func (o *systemFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&o.connectors, "connectors", "", "folder of the connectors' files (default: that of the checkout)")
-	c.Flags().Int16Var(&o.replicas, "replicas", 1, "replication factor of topics that are made anew")
+	addReplicas(c, &o.replicas)
+}
+
+func addReplicas(c *cobra.Command, replicas *int16) {
+	c.Flags().Int16Var(replicas, "replicas", provision.DefaultReplicas, "replication factor of topics that are made; -1: the brokers' default.replication.factor")
 }
 
 func envOr(name, byDefault string) string {
