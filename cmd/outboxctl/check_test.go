@@ -14,6 +14,8 @@ import (
 	"outboxsaga/internal/stacktest"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // ctl runs outboxctl, and returns what it prints.
@@ -38,6 +40,24 @@ func execute(t *testing.T, url, statement string) {
 	defer conn.Close(context.Background())
 	if _, err := conn.Exec(t.Context(), statement); err != nil {
 		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+// setTopic changes a setting of a topic; an empty value is the brokers' default.
+func setTopic(t *testing.T, topic, key, value string) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(stacktest.Brokers(t)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	change := kadm.AlterConfig{Op: kadm.SetConfig, Name: key, Value: &value}
+	if value == "" {
+		change.Op = kadm.DeleteConfig
+	}
+	set, err := kadm.NewClient(client).AlterTopicConfigs(t.Context(), []kadm.AlterConfig{change}, topic)
+	if err != nil || set[0].Err != nil {
+		t.Fatal(err, set)
 	}
 }
 
@@ -80,7 +100,7 @@ func TestWhereTheDatabasesAre(t *testing.T) {
 	}))
 	defer worker.Close()
 
-	for _, name := range []string{"ADMIN_DATABASE_URL", "ORDER_DATABASE_URL", "STOCK_DATABASE_URL", "PAYMENT_DATABASE_URL", "KAFKA_BROKERS"} {
+	for _, name := range []string{"ADMIN_DATABASE_URL", "ORDER_DATABASE_URL", "STOCK_DATABASE_URL", "PAYMENT_DATABASE_URL", "KAFKA_BROKERS", "TOPIC_RETENTION"} {
 		t.Setenv(name, "")
 	}
 	t.Setenv("CONNECT_URL", worker.URL)
@@ -128,10 +148,15 @@ func TestWhereTheDatabasesAre(t *testing.T) {
 	// Only the databases that are named count, where they are.
 	execute(t, own.PostgresURL("orderdb"), `REVOKE SELECT ON outbox FROM cdc; SELECT pg_drop_replication_slot('outbox_orderdb')`)
 	execute(t, shared.PostgresURL("orderdb"), `DROP PUBLICATION outbox_pub`)
+	setTopic(t, "stock", "retention.ms", "864000000")
+	setTopic(t, "payment", "cleanup.policy", "compact")
+	setTopic(t, "order.dlt", "retention.ms", "-1") // no inbox has to remember it
 	plugin = "another"
 	_, err := ctl(t, "check")
 	want := []string{
 		"127.0.0.1:" + portOf(t, own.PostgresURL("postgres")) + ": database orderdb: the connectors' role cdc may not read the outbox",
+		`topic "stock" keeps records for 240h0m0s (retention.ms=864000000), longer than TOPIC_RETENTION, 168h0m0s`,
+		`topic "payment" has cleanup.policy=compact`,
 		"does not have the Debezium plugin",
 	}
 	for _, w := range want {
@@ -144,9 +169,15 @@ func TestWhereTheDatabasesAre(t *testing.T) {
 	}
 
 	execute(t, own.PostgresURL("orderdb"), `GRANT SELECT ON outbox TO cdc`)
+	setTopic(t, "payment", "cleanup.policy", "")
 	plugin = "io.debezium.connector.postgresql.PostgresConnector"
+	t.Setenv("TOPIC_RETENTION", "240h")
 	if _, err := ctl(t, "check"); err != nil {
 		t.Errorf("mended: %v", err)
+	}
+	t.Setenv("TOPIC_RETENTION", "a week")
+	if _, err := ctl(t, "check"); err == nil || !strings.Contains(err.Error(), `TOPIC_RETENTION is "a week"`) {
+		t.Error(err)
 	}
 	t.Setenv("STOCK_DATABASE_URL", "postgres://x:secret@[/stockdb")
 	if _, err := ctl(t, "check"); err == nil || !strings.Contains(err.Error(), "database stockdb: its URL cannot be read") || strings.Contains(err.Error(), "secret") {

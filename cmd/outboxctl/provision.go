@@ -11,6 +11,7 @@ import (
 
 	"outboxsaga/internal/connect"
 	"outboxsaga/internal/provision"
+	"outboxsaga/internal/service"
 	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5"
@@ -52,9 +53,9 @@ func newCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "check", Short: "Say which settings events could not flow with", Args: cobra.NoArgs,
 		Long: `Check what change data capture needs: PostgreSQL's settings, the connectors' role, the publications, the topics with their
-partitions, each worker's plugin. It changes nothing, prints a line for each thing that is wrong, and exits with 1 if there is one. It
-reads ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL, or ADMIN_DATABASE_URL for all three, KAFKA_BROKERS and
-CONNECT_URL, by default those of the local stack.`,
+partitions and how long they keep records, each worker's plugin. It changes nothing, prints a line for each thing that is wrong,
+and exits with 1 if there is one. It reads ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL, or ADMIN_DATABASE_URL for
+all three, KAFKA_BROKERS and CONNECT_URL, by default those of the local stack; and TOPIC_RETENTION, if the services have one.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
 			defer cancel()
@@ -80,11 +81,30 @@ func check(ctx context.Context, cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	wrong := []error{provision.Check(ctx, urls, system.Databases()), provision.CheckTopics(ctx, brokers, system.Topics()...)}
+	wrong := []error{provision.Check(ctx, urls, system.Databases()), checkTopics(ctx, brokers)}
 	for _, url := range workers { // a connector may run on any of them
 		wrong = append(wrong, connect.Client{URL: url}.CheckPlugin(ctx))
 	}
 	return errors.Join(wrong...)
+}
+
+// checkTopics says what is wrong with the topics. How long they keep records matters where an inbox has to remember them.
+func checkTopics(ctx context.Context, brokers []string) error {
+	keep, err := time.ParseDuration(envOr("TOPIC_RETENTION", provision.TopicRetention.String()))
+	if err != nil {
+		return fmt.Errorf("TOPIC_RETENTION is %q: it must be a time like 168h, as the services have it", os.Getenv("TOPIC_RETENTION"))
+	}
+	var handled []string
+	for _, t := range system.Topics() {
+		if system.Consumer(t.Name) != "" {
+			handled = append(handled, t.Name)
+		}
+	}
+	wrong, err := service.CheckTopics(ctx, brokers, keep, handled...)
+	if err != nil {
+		return err
+	}
+	return errors.Join(append(wrong, provision.CheckTopics(ctx, brokers, system.Topics()...))...)
 }
 
 // rolePassword reads a login's password from the environment.
