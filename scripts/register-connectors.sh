@@ -15,8 +15,12 @@ STACK_DIR=$(stack_dir)
 export STACK_DIR
 answer=$(mktemp)
 trap 'rm -f "$answer"*' EXIT
+# That of this checkout: an older one does not know what must be so.
+if command -v go >/dev/null || [ ! -x "$STACK_DIR/bin/outboxctl" ]; then
+  need_go
+  go build -trimpath -o "$STACK_DIR/bin/" ./cmd/outboxctl
+fi
 deadline=$((SECONDS + timeout))
-[ -x "$STACK_DIR/bin/outboxctl" ] || { need_go; go build -trimpath -o "$STACK_DIR/bin/" ./cmd/outboxctl; }
 
 curl -s -o /dev/null --max-time 5 "$url/" || die "Kafka Connect does not answer at $url: start it (scripts/up.sh), or set CONNECT_PORT or CONNECT_URL"
 

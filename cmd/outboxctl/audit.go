@@ -40,7 +40,7 @@ what reservations and payments say, a SUCCESS order has both effects and a settl
 It reads in pages, no writer waits for it, and it may run in production at any time. With --watch it goes on until a signal, and reads only what is
 new; what it found stays reported until it is mended. It changes nothing. The exit code is 0 if every rule holds (with --watch: in the last round), 1 if one does
 not, 2 if the command is wrong or a database cannot be read. It reads the databases of the local stack, or those at ORDER_DATABASE_URL, STOCK_DATABASE_URL
-and PAYMENT_DATABASE_URL, with roles that may read all tables.`,
+and PAYMENT_DATABASE_URL, or at ADMIN_DATABASE_URL for all three, with roles that may read all tables.`,
 		Example: "  outboxctl audit --since 24h\n  outboxctl audit --watch 30s --metrics-addr 127.0.0.1:9187",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			err := runAudit(cmd.Context(), cmd, o)
@@ -193,8 +193,8 @@ func (o systemFlags) databases(ctx context.Context, cmd *cobra.Command) (pools m
 			p.Close()
 		}
 	}
-	for _, s := range system.Services() {
-		address, variable, err := databaseURL(cmd, s)
+	for _, d := range system.Databases() {
+		address, variable, err := databaseURL(cmd, d.Name)
 		var pool *pgxpool.Pool
 		if err == nil {
 			pool, err = poolOf(ctx, address, o.timeout)
@@ -203,7 +203,7 @@ func (o systemFlags) databases(ctx context.Context, cmd *cobra.Command) (pools m
 			closeAll()
 			return nil, nil, fmt.Errorf("%s: %w", variable, err)
 		}
-		pools[s.Database.Name] = pool
+		pools[d.Name] = pool
 	}
 	return pools, closeAll, nil
 }

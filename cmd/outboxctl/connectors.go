@@ -32,7 +32,7 @@ func newConnectorsCommand() *cobra.Command {
 	c := &cobra.Command{Use: "connectors", Short: "Register connectors, and check that they stream"}
 	c.PersistentFlags().StringVar(&o.dir, "dir", "connectors", "folder of the connectors' files")
 	c.PersistentFlags().StringVar(&o.connect, "connect", os.Getenv("CONNECT_URL"), "address of Kafka Connect (CONNECT_URL)")
-	c.PersistentFlags().StringVar(&o.database, "database", os.Getenv("CONNECTOR_DATABASE_URL"), "URL of PostgreSQL for a role that may log in to the connectors' databases (CONNECTOR_DATABASE_URL)")
+	c.PersistentFlags().StringVar(&o.database, "database", os.Getenv("CONNECTOR_DATABASE_URL"), "URL of PostgreSQL for a role that may log in to the connectors' databases (CONNECTOR_DATABASE_URL), but for those with a variable of their own (ORDER_DATABASE_URL, STOCK_DATABASE_URL, PAYMENT_DATABASE_URL)")
 	c.PersistentFlags().DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait")
 	c.AddCommand(
 		&cobra.Command{Use: "register", Short: "Register the connectors and wait until each streams", Args: cobra.NoArgs,
@@ -46,8 +46,8 @@ a broker answers and the newest heartbeat of every connector is no older than ` 
 }
 
 func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
-	if o.connect == "" || o.database == "" {
-		return errors.New("set CONNECT_URL (http://host:8083) and CONNECTOR_DATABASE_URL (postgres://user:password@host:5432/)")
+	if o.connect == "" {
+		return errors.New("set CONNECT_URL (http://host:8083)")
 	}
 	files, err := connect.Files(o.dir)
 	if err != nil {
@@ -65,17 +65,19 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 	}
 	for _, f := range files {
 		all.Go(func() error {
-			database, err := url.Parse(o.database)
-			if err != nil {
-				return errors.New("CONNECTOR_DATABASE_URL is not a URL: want postgres://user:password@host:5432/")
+			database, variable, err := databaseAt(f.Name, "CONNECTOR_DATABASE_URL", o.database)
+			if err == nil && database == "" {
+				err = errors.New("it is not set, nor is CONNECTOR_DATABASE_URL (postgres://user:password@host:5432/), which is for all")
 			}
-			database.Path = "/" + f.Name
+			if err != nil {
+				return fmt.Errorf("%s: %w", variable, err)
+			}
 			if register {
 				if err := put(ctx, client, f); err != nil {
 					return err
 				}
 			}
-			if err := client.WaitStreaming(ctx, f.Name, database.String(), provision.Database{Name: f.Name}.Slot()); err != nil {
+			if err := client.WaitStreaming(ctx, f.Name, database, provision.Database{Name: f.Name}.Slot()); err != nil {
 				return err
 			}
 			if register {

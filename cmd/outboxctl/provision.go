@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,6 +11,7 @@ import (
 
 	"outboxsaga/internal/connect"
 	"outboxsaga/internal/provision"
+	"outboxsaga/internal/service"
 	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5"
@@ -23,21 +23,29 @@ func newProvisionCommand() *cobra.Command {
 	var only []string
 	c := &cobra.Command{
 		Use: "provision", Short: "Make roles, databases, migrations, slots and topics", Args: cobra.NoArgs,
-		Long: `Make what the services and connectors need, where it is missing. It reads ADMIN_DATABASE_URL (a superuser),
-KAFKA_BROKERS (host:port, with commas between), and the logins' passwords: CDC_PASSWORD, SUPERVISOR_PASSWORD,
-ORDER_SERVICE_PASSWORD, STOCK_SERVICE_PASSWORD, PAYMENT_SERVICE_PASSWORD (without one, none is set).`,
+		Long: `Make what the services and connectors need, where it is missing. It reads ADMIN_DATABASE_URL (a superuser) and
+KAFKA_BROKERS (host:port, with commas between), by default those of the local stack, and the logins' passwords: CDC_PASSWORD,
+SUPERVISOR_PASSWORD, ORDER_SERVICE_PASSWORD, STOCK_SERVICE_PASSWORD, PAYMENT_SERVICE_PASSWORD (without one, none is set).`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			url, brokers := os.Getenv("ADMIN_DATABASE_URL"), os.Getenv("KAFKA_BROKERS")
-			if url == "" || brokers == "" {
-				return errors.New("set ADMIN_DATABASE_URL (postgres://user@host:port/postgres) and KAFKA_BROKERS (host:port)")
+			url := os.Getenv("ADMIN_DATABASE_URL")
+			if url == "" {
+				stack, err := openStack(cmd)
+				if err != nil {
+					return fmt.Errorf("%w (or set ADMIN_DATABASE_URL)", err)
+				}
+				url = stack.PostgresURL("postgres")
+			}
+			brokers, err := kafkaBrokers(cmd)
+			if err != nil {
+				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), 2*time.Minute)
 			defer cancel()
-			return system.Provision(ctx, url, rolePassword, strings.Split(brokers, ","), replicas, only...)
+			return system.Provision(ctx, url, rolePassword, brokers, replicas, only...)
 		},
 	}
 	c.Flags().StringSliceVar(&only, "only", nil, "databases to make, where each service has a PostgreSQL of its own: orderdb, stockdb, paymentdb (default all; a slot that nobody reads would hold the log)")
-	c.Flags().Int16Var(&replicas, "replicas", 1, "replication factor of new topics")
+	addReplicas(c, &replicas)
 	return c
 }
 
@@ -45,8 +53,9 @@ func newCheckCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "check", Short: "Say which settings events could not flow with", Args: cobra.NoArgs,
 		Long: `Check what change data capture needs: PostgreSQL's settings, the connectors' role, the publications, the topics with their
-partitions, each worker's plugin. It changes nothing, prints a line for each thing that is wrong, and exits with 1 if there is one. It reads
-ADMIN_DATABASE_URL, KAFKA_BROKERS and CONNECT_URL, by default those of the local stack.`,
+partitions and how long they keep records, each worker's plugin. It changes nothing, prints a line for each thing that is wrong,
+and exits with 1 if there is one. It reads ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL, or ADMIN_DATABASE_URL for
+all three, KAFKA_BROKERS and CONNECT_URL, by default those of the local stack; and TOPIC_RETENTION, if the services have one.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 20*time.Second)
 			defer cancel()
@@ -56,23 +65,46 @@ ADMIN_DATABASE_URL, KAFKA_BROKERS and CONNECT_URL, by default those of the local
 }
 
 func check(ctx context.Context, cmd *cobra.Command) error {
-	admin, brokers, worker := os.Getenv("ADMIN_DATABASE_URL"), os.Getenv("KAFKA_BROKERS"), os.Getenv("CONNECT_URL")
-	if admin == "" || brokers == "" || worker == "" {
-		local, err := openStack(cmd)
+	urls := map[string]string{}
+	for _, d := range system.Databases() {
+		address, variable, err := databaseURL(cmd, d.Name)
 		if err != nil {
-			return err
+			return fmt.Errorf("%s: %w", variable, err)
 		}
-		admin = cmp.Or(admin, local.PostgresURL("postgres"))
-		brokers, worker = cmp.Or(brokers, strings.Join(local.Brokers(), ",")), cmp.Or(worker, strings.Join(local.ConnectURLs(), ","))
+		urls[d.Name] = address
 	}
-	wrong := []error{
-		provision.Check(ctx, admin, system.Databases()),
-		provision.CheckTopics(ctx, strings.Split(brokers, ","), system.Topics()...),
+	brokers, err := kafkaBrokers(cmd)
+	if err != nil {
+		return err
 	}
-	for url := range strings.SplitSeq(worker, ",") { // a connector may run on any of them
-		wrong = append(wrong, connect.Client{URL: strings.TrimSuffix(url, "/")}.CheckPlugin(ctx))
+	workers, err := connectWorkers(cmd)
+	if err != nil {
+		return err
+	}
+	wrong := []error{provision.Check(ctx, urls, system.Databases()), checkTopics(ctx, brokers)}
+	for _, url := range workers { // a connector may run on any of them
+		wrong = append(wrong, connect.Client{URL: url}.CheckPlugin(ctx))
 	}
 	return errors.Join(wrong...)
+}
+
+// checkTopics says what is wrong with the topics. How long they keep records matters where an inbox has to remember them.
+func checkTopics(ctx context.Context, brokers []string) error {
+	keep, err := time.ParseDuration(envOr("TOPIC_RETENTION", provision.TopicRetention.String()))
+	if err != nil {
+		return fmt.Errorf("TOPIC_RETENTION is %q: it must be a time like 168h, as the services have it", os.Getenv("TOPIC_RETENTION"))
+	}
+	var handled []string
+	for _, t := range system.Topics() {
+		if system.Consumer(t.Name) != "" {
+			handled = append(handled, t.Name)
+		}
+	}
+	wrong, err := service.CheckTopics(ctx, brokers, keep, handled...)
+	if err != nil {
+		return err
+	}
+	return errors.Join(append(wrong, provision.CheckTopics(ctx, brokers, system.Topics()...))...)
 }
 
 // rolePassword reads a login's password from the environment.
@@ -92,17 +124,11 @@ type slot struct {
 func newSlotsCommand() *cobra.Command {
 	var asJSON bool
 	c := &cobra.Command{
-		Use: "slots", Long: "Show the connectors' replication slots, of the local stack or at ADMIN_DATABASE_URL.", Short: "Show the connectors' replication slots", Args: cobra.NoArgs,
+		Use: "slots", Short: "Show the connectors' replication slots", Args: cobra.NoArgs,
+		Long: `Show the connectors' replication slots, of the local stack, or at ORDER_DATABASE_URL, STOCK_DATABASE_URL and
+PAYMENT_DATABASE_URL, or at ADMIN_DATABASE_URL for all three.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			url := os.Getenv("ADMIN_DATABASE_URL")
-			if url == "" {
-				stack, err := openStack(cmd)
-				if err != nil {
-					return err
-				}
-				url = stack.PostgresURL("postgres")
-			}
-			slots, err := readSlots(cmd.Context(), url)
+			slots, err := readSlots(cmd.Context(), cmd)
 			if err != nil {
 				return err
 			}
@@ -119,14 +145,17 @@ func newSlotsCommand() *cobra.Command {
 	return c
 }
 
-func readSlots(ctx context.Context, url string) ([]slot, error) {
-	conn, err := pgx.Connect(ctx, url)
-	if err != nil {
-		return nil, fmt.Errorf("PostgreSQL does not answer: %w", err)
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	var slots []slot
+func readSlots(ctx context.Context, cmd *cobra.Command) (slots []slot, err error) {
 	for _, d := range system.Databases() {
+		address, variable, err := databaseURL(cmd, d.Name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", variable, err)
+		}
+		conn, err := pgx.Connect(ctx, address)
+		if err != nil {
+			return nil, fmt.Errorf("the database %s does not answer: %w", d.Name, err)
+		}
+		defer conn.Close(context.WithoutCancel(ctx))
 		s, err := readSlot(ctx, conn, d.Name)
 		if err != nil {
 			return nil, err

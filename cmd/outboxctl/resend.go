@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"outboxsaga/internal/connect"
+	"outboxsaga/internal/provision"
 	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5"
@@ -36,30 +35,25 @@ database is (say ORDER_DATABASE_URL, or ADMIN_DATABASE_URL), by default those of
 }
 
 func resend(ctx context.Context, cmd *cobra.Command, connector string) error {
-	services := system.Services()
-	i := slices.IndexFunc(services, func(s system.Service) bool { return s.Database.Name == connector })
+	databases := system.Databases()
+	i := slices.IndexFunc(databases, func(d provision.Database) bool { return d.Name == connector })
 	if i < 0 {
 		return fmt.Errorf("--connector %q is not known: use orderdb, stockdb or paymentdb", connector)
 	}
-	worker := os.Getenv("CONNECT_URL")
-	if worker == "" {
-		local, err := openStack(cmd)
-		if err != nil {
-			return fmt.Errorf("%w (or set CONNECT_URL)", err)
-		}
-		worker = local.ConnectURLs()[0]
+	workers, err := connectWorkers(cmd)
+	if err != nil {
+		return err
 	}
-	worker, _, _ = strings.Cut(worker, ",") // each of them passes it on
-	client := connect.Client{URL: strings.TrimSuffix(worker, "/")}
+	client := connect.Client{URL: workers[0]} // each of them passes it on
 	if _, err := client.Status(ctx, connector); errors.Is(err, connect.ErrNotFound) {
 		return fmt.Errorf("there is no connector %s at %s: scripts/register-connectors.sh registers it", connector, client.URL)
 	} else if err != nil {
 		return err
 	}
-	if err := sendAll(ctx, cmd, services[i]); err != nil {
+	if err := sendAll(ctx, cmd, databases[i]); err != nil {
 		return err
 	}
-	err := client.Stop(ctx, connector)
+	err = client.Stop(ctx, connector)
 	if err == nil {
 		err = client.ResetOffsets(ctx, connector)
 	}
@@ -77,18 +71,18 @@ func resend(ctx context.Context, cmd *cobra.Command, connector string) error {
 }
 
 // sendAll has the database forget what it may have been told that a connector need not send.
-func sendAll(ctx context.Context, cmd *cobra.Command, s system.Service) error {
-	address, variable, err := databaseURL(cmd, s)
+func sendAll(ctx context.Context, cmd *cobra.Command, d provision.Database) error {
+	address, variable, err := databaseURL(cmd, d.Name)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s: %w", variable, err)
 	}
 	conn, err := pgx.Connect(ctx, address)
 	if err != nil {
-		return fmt.Errorf("the database of %s does not answer; is %s right? %w", s.Name, variable, err)
+		return fmt.Errorf("the database %s does not answer; is %s right? %w", d.Name, variable, err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	if _, err := conn.Exec(ctx, `SELECT outbox_confirm($1, '{}', '{}', '{}', '0', '', clock_timestamp(), NULL)`, s.Database.Slot()); err != nil {
-		return fmt.Errorf("have %s forget what Kafka has; run outboxctl provision, or use a role that may: %w", s.Database.Name, err)
+	if _, err := conn.Exec(ctx, `SELECT outbox_confirm($1, '{}', '{}', '{}', '0', '', clock_timestamp(), NULL)`, d.Slot()); err != nil {
+		return fmt.Errorf("have %s forget what Kafka has; run outboxctl provision, or use a role that may: %w", d.Name, err)
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"time"
@@ -63,13 +62,9 @@ func rewind(ctx context.Context, cmd *cobra.Command, service, to string, dryRun 
 	if i < 0 {
 		return fmt.Errorf("--service %q is not known: use order, stock or payment", service)
 	}
-	brokers := strings.Split(os.Getenv("KAFKA_BROKERS"), ",")
-	if brokers[0] == "" {
-		local, err := openStack(cmd)
-		if err != nil {
-			return fmt.Errorf("%w (or set KAFKA_BROKERS)", err)
-		}
-		brokers = local.Brokers()
+	brokers, err := kafkaBrokers(cmd)
+	if err != nil {
+		return err
 	}
 	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
 	if err != nil {

@@ -18,9 +18,9 @@ import (
 )
 
 const sagaHelp = `
-It reads the databases of the local stack, or those at ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL
-(their roles need to read all tables), the consumer groups at KAFKA_BROKERS, and asks the services at ORDER_URL, STOCK_URL
-and PAYMENT_URL whether they are ready. It changes nothing.`
+It reads the databases of the local stack, or those at ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL, or at
+ADMIN_DATABASE_URL for all three (their roles need to read all tables), the consumer groups at KAFKA_BROKERS, and asks the services
+at ORDER_URL, STOCK_URL and PAYMENT_URL whether they are ready. It changes nothing.`
 
 func newSagaCommand() *cobra.Command {
 	c := &cobra.Command{

@@ -119,16 +119,14 @@ func openDatabases(ctx context.Context, cmd *cobra.Command) (_ *databases, err e
 	}
 	for _, s := range system.Services() {
 		short := strings.TrimSuffix(s.Name, "-service")
-		variable := strings.ToUpper(short) + "_DATABASE_URL"
-		address := os.Getenv(variable)
-		if address == "" {
-			stack, err := openStack(cmd)
-			if err != nil {
-				return nil, fmt.Errorf("%w (or set %s)", err, variable)
-			}
-			address, d.local = stack.PostgresURL(s.Database.Name), true
-			if d.brokers == nil {
-				d.brokers = stack.Brokers()
+		address, variable, err := databaseURL(cmd, s.Database.Name)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", variable, err)
+		}
+		if os.Getenv(variable) == "" && !d.local {
+			d.local = true
+			if d.brokers, err = kafkaBrokers(cmd); err != nil {
+				return nil, err
 			}
 		}
 		cfg, err := pgx.ParseConfig(address)

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"outboxsaga/internal/connect"
+	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/provision"
 	"outboxsaga/internal/supervisor"
 	"outboxsaga/internal/system"
 
@@ -64,7 +66,11 @@ type systemFlags struct {
 
 func (o *systemFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&o.connectors, "connectors", "", "folder of the connectors' files (default: that of the checkout)")
-	c.Flags().Int16Var(&o.replicas, "replicas", 1, "replication factor of topics that are made anew")
+	addReplicas(c, &o.replicas)
+}
+
+func addReplicas(c *cobra.Command, replicas *int16) {
+	c.Flags().Int16Var(replicas, "replicas", provision.DefaultReplicas, "replication factor of topics that are made; -1: the brokers' default.replication.factor")
 }
 
 func envOr(name, byDefault string) string {
@@ -77,14 +83,6 @@ func envOr(name, byDefault string) string {
 // open finds the parts of the system by the environment, or else those of the local stack. It connects
 // to nothing.
 func (o systemFlags) open(ctx context.Context, cmd *cobra.Command) (cfg supervisor.Config, closeAll func(), err error) {
-	// The local stack, opened when something of it is needed.
-	local := func(of func(stack) string) (string, error) {
-		s, err := openStack(cmd)
-		if err != nil {
-			return "", err
-		}
-		return of(s), nil
-	}
 	if o.connectors == "" {
 		root, err := system.Root()
 		if err != nil {
@@ -105,56 +103,70 @@ func (o systemFlags) open(ctx context.Context, cmd *cobra.Command) (cfg supervis
 			closeAll()
 		}
 	}()
-	for _, l := range []struct {
-		variable string
-		into     *[]string
-		local    func(stack) string
-	}{
-		{"KAFKA_BROKERS", &cfg.Brokers, func(s stack) string { return strings.Join(s.Brokers(), ",") }},
-		{"CONNECT_URL", &cfg.Workers, func(s stack) string { return strings.Join(s.ConnectURLs(), ",") }},
-	} {
-		text := os.Getenv(l.variable)
-		if text == "" {
-			if text, err = local(l.local); err != nil {
-				return cfg, closeAll, fmt.Errorf("%w (or set %s)", err, l.variable)
-			}
-		}
-		for _, one := range strings.Split(text, ",") {
-			*l.into = append(*l.into, strings.TrimSuffix(strings.TrimSpace(one), "/"))
-		}
+	if cfg.Brokers, err = kafkaBrokers(cmd); err != nil {
+		return cfg, closeAll, err
+	}
+	if cfg.Workers, err = connectWorkers(cmd); err != nil {
+		return cfg, closeAll, err
 	}
 	cfg.Topics, cfg.Replicas, cfg.Consumer = system.Topics(), o.replicas, system.Consumer
 	cfg.Pipelines, err = system.Pipelines(pools, files)
 	return cfg, closeAll, err
 }
 
-// databaseURL is where a service's database is: at its own variable (say ORDER_DATABASE_URL), at
-// ADMIN_DATABASE_URL, or in the local stack.
-func databaseURL(cmd *cobra.Command, s system.Service) (address, variable string, err error) {
-	variable = strings.ToUpper(strings.TrimSuffix(s.Name, "-service")) + "_DATABASE_URL"
-	if address = os.Getenv(variable); address != "" {
-		return address, variable, nil
-	}
-	if admin := os.Getenv("ADMIN_DATABASE_URL"); admin != "" {
-		u, err := url.Parse(admin)
-		if err != nil {
-			return "", "ADMIN_DATABASE_URL", errors.New("it is not a URL: want postgres://user:password@host:port/postgres")
-		}
-		u.Path = "/" + s.Database.Name
-		return u.String(), "ADMIN_DATABASE_URL", nil
+// databaseURL is where a database is: at its service's variable (say ORDER_DATABASE_URL), at
+// ADMIN_DATABASE_URL, or in the local stack. variable is the one that says so, or could.
+func databaseURL(cmd *cobra.Command, database string) (address, variable string, err error) {
+	address, variable, err = databaseAt(database, "ADMIN_DATABASE_URL", os.Getenv("ADMIN_DATABASE_URL"))
+	if address != "" || err != nil {
+		return address, variable, err
 	}
 	local, err := openStack(cmd)
 	if err != nil {
-		return "", variable, err
+		return "", variable, fmt.Errorf("it is not set, and %w", err)
 	}
-	return local.PostgresURL(s.Database.Name), variable, nil
+	return local.PostgresURL(database), variable, nil
 }
 
-// stack is what open needs of the local stack.
-type stack interface {
-	PostgresURL(database string) string
-	Brokers() []string
-	ConnectURLs() []string
+// databaseAt is where a database is: at its service's variable, or on the server of all, whose URL another variable
+// has. Empty: neither is set.
+func databaseAt(database, variableOfAll, urlOfAll string) (address, variable string, err error) {
+	variable = strings.ToUpper(strings.TrimSuffix(database, "db")) + "_DATABASE_URL"
+	if address = os.Getenv(variable); address != "" || urlOfAll == "" {
+		return address, variable, nil
+	}
+	u, err := url.Parse(urlOfAll)
+	if err != nil { // the parser's reason may quote the password
+		return "", variableOfAll, errors.New("it is not a URL: want postgres://user:password@host:port/postgres")
+	}
+	u.Path = "/" + database
+	return u.String(), variableOfAll, nil
+}
+
+// kafkaBrokers are those at KAFKA_BROKERS, or those of the local stack.
+func kafkaBrokers(cmd *cobra.Command) ([]string, error) {
+	return addresses(cmd, "KAFKA_BROKERS", (*devstack.Stack).Brokers)
+}
+
+// connectWorkers are those at CONNECT_URL, or those of the local stack.
+func connectWorkers(cmd *cobra.Command) ([]string, error) {
+	return addresses(cmd, "CONNECT_URL", (*devstack.Stack).ConnectURLs)
+}
+
+func addresses(cmd *cobra.Command, variable string, local func(*devstack.Stack) []string) ([]string, error) {
+	text := os.Getenv(variable)
+	if text == "" {
+		stack, err := openStack(cmd)
+		if err != nil {
+			return nil, fmt.Errorf("%w (or set %s)", err, variable)
+		}
+		return local(stack), nil
+	}
+	all := strings.Split(text, ",")
+	for i := range all {
+		all[i] = strings.TrimSuffix(strings.TrimSpace(all[i]), "/")
+	}
+	return all, nil
 }
 
 func poolOf(ctx context.Context, address string, timeout time.Duration) (*pgxpool.Pool, error) {

@@ -154,11 +154,6 @@ func (c Client) Stop(ctx context.Context, name string) error {
 	}
 }
 
-// Pause keeps a connector from sending; its tasks live on and keep their slots.
-func (c Client) Pause(ctx context.Context, name string) error {
-	return c.call(ctx, http.MethodPut, "/connectors/"+name+"/pause", nil, nil)
-}
-
 // Resume starts a stopped or paused connector.
 func (c Client) Resume(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPut, "/connectors/"+name+"/resume", nil, nil)

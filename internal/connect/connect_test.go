@@ -124,8 +124,8 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := filepath.Join(s.Dir(), "bin")
-	build := exec.Command("go", "build", "-o", bin+"/", "./cmd/outboxctl")
+	// Another program, as an older one would be: the script builds that of the checkout.
+	build := exec.Command("go", "build", "-o", filepath.Join(s.Dir(), "bin", "outboxctl"), "./order-service")
 	build.Dir = stacktest.Root()
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -210,10 +210,11 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 // nothingFlows: the connector is RUNNING and reads its slot, and its producer waits for a topic that is not
 // there. The health check of the worker's container must see that, by the heartbeats.
 func nothingFlows(t *testing.T, s *devstack.Stack, client connect.Client) {
-	check := func() error {
+	check := func(databases ...string) error {
 		cmd := exec.CommandContext(t.Context(), filepath.Join(s.Dir(), "bin", "outboxctl"), "connectors", "check", "--timeout", "3s",
 			"--dir", filepath.Join(stacktest.Root(), "connectors"))
 		cmd.Env = append(os.Environ(), "CONNECT_URL="+s.ConnectURL(), "CONNECTOR_DATABASE_URL="+s.PostgresURL("postgres"), "KAFKA_BROKERS="+strings.Join(s.Brokers(), ","))
+		cmd.Env = append(cmd.Env, databases...)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%w: %s", err, out)
@@ -221,6 +222,14 @@ func nothingFlows(t *testing.T, s *devstack.Stack, client connect.Client) {
 		return nil
 	}
 	until(t, "all flows", func() bool { return check() == nil })
+	// Each service has a PostgreSQL of its own.
+	own := []string{"CONNECTOR_DATABASE_URL=", "ORDER_DATABASE_URL=" + s.PostgresURL("orderdb"), "STOCK_DATABASE_URL=" + s.PostgresURL("stockdb")}
+	if err := check(append(own, "PAYMENT_DATABASE_URL="+s.PostgresURL("paymentdb"))...); err != nil {
+		t.Error(err)
+	}
+	if err := check(own...); err == nil || !strings.Contains(err.Error(), "PAYMENT_DATABASE_URL: it is not set") {
+		t.Error("without one of them:", err)
+	}
 	kafka, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...))
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/provision"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -33,6 +34,9 @@ func TestSeveralOfEach(t *testing.T) {
 	all := slices.Concat([]string{devstack.Postgres}, s.BrokerNames(), s.WorkerNames())
 	if got := strings.Join(all, " "); got != "postgres kafka kafka-2 kafka-3 connect connect-2" {
 		t.Errorf("processes: %s", got)
+	}
+	if err := provision.Topics(ctx, s.Brokers(), provision.DefaultReplicas, provision.Topic{Name: "ours", Partitions: 1}); err != nil {
+		t.Fatal(err)
 	}
 	topics(t, s, 3)
 

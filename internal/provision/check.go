@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"slices"
 
 	"outboxsaga/outbox"
 
@@ -11,21 +14,50 @@ import (
 )
 
 // Check says what of PostgreSQL's settings change data capture cannot work with: the server's, the
-// connectors' role, each database's publication. Every error says what to do. admin is the URL of a role
-// that may log in to the databases.
-func Check(ctx context.Context, admin string, databases []Database) error {
-	conn, err := pgx.Connect(ctx, admin)
-	if err != nil {
-		return fmt.Errorf("connect to PostgreSQL: %w", err)
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	wrong := []error{checkSettings(ctx, conn, databases), checkRole(ctx, conn)}
+// connectors' role, each database's publication. Every error says what to do. urls are those of the databases, by
+// their names, with a role that may log in to them and to the database postgres beside them. Databases at one address
+// are of one server.
+func Check(ctx context.Context, urls map[string]string, databases []Database) error {
+	configs, servers := map[string]*pgx.ConnConfig{}, map[string][]Database{}
 	for _, d := range databases {
-		if err := checkDatabase(ctx, admin, d); err != nil {
-			wrong = append(wrong, fmt.Errorf("database %s: %w", d.Name, err))
+		config, err := pgx.ParseConfig(urls[d.Name])
+		if err != nil { // the parser's reason may quote the password
+			return fmt.Errorf("database %s: its URL cannot be read: want postgres://user:password@host:port/%[1]s", d.Name)
+		}
+		address := net.JoinHostPort(config.Host, fmt.Sprint(config.Port))
+		configs[d.Name], servers[address] = config, append(servers[address], d)
+	}
+	var wrong []error
+	for _, address := range slices.Sorted(maps.Keys(servers)) {
+		for _, err := range checkServer(ctx, configs, servers[address]) {
+			if len(servers) > 1 {
+				err = fmt.Errorf("%s: %w", address, err)
+			}
+			wrong = append(wrong, err)
 		}
 	}
 	return errors.Join(wrong...)
+}
+
+func checkServer(ctx context.Context, configs map[string]*pgx.ConnConfig, databases []Database) (wrong []error) {
+	config := configs[databases[0].Name].Copy()
+	config.Database = "postgres" // ours may be missing
+	conn, err := pgx.ConnectConfig(ctx, config)
+	if err != nil {
+		return []error{fmt.Errorf("connect to PostgreSQL: %w", err)}
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	for _, err := range []error{checkSettings(ctx, conn, databases), checkRole(ctx, conn)} {
+		if err != nil {
+			wrong = append(wrong, err)
+		}
+	}
+	for _, d := range databases {
+		if err := checkDatabase(ctx, configs[d.Name]); err != nil {
+			wrong = append(wrong, fmt.Errorf("database %s: %w", d.Name, err))
+		}
+	}
+	return wrong
 }
 
 // checkSettings refuses a server on which change data capture cannot work for databases. Slots and senders
@@ -69,12 +101,8 @@ func checkRole(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-func checkDatabase(ctx context.Context, admin string, d Database) error {
-	url, err := withDatabase(admin, d.Name)
-	if err != nil {
-		return err
-	}
-	conn, err := pgx.Connect(ctx, url)
+func checkDatabase(ctx context.Context, config *pgx.ConnConfig) error {
+	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
 		return fmt.Errorf("run outboxctl provision if it is missing: %w", err)
 	}

@@ -26,7 +26,10 @@ func TestCheck(t *testing.T) {
 	if err := s.UpOnly(ctx, devstack.Postgres); err != nil {
 		t.Fatal(err)
 	}
-	admin := s.PostgresURL("postgres")
+	admin, urls := s.PostgresURL("postgres"), map[string]string{}
+	for _, d := range system.Databases() {
+		urls[d.Name] = s.PostgresURL(d.Name)
+	}
 	restart := func(statements ...string) {
 		t.Helper()
 		conn, err := pgx.Connect(ctx, admin)
@@ -48,7 +51,7 @@ func TestCheck(t *testing.T) {
 	}
 	wants := func(wants ...string) {
 		t.Helper()
-		err := provision.Check(ctx, admin, system.Databases())
+		err := provision.Check(ctx, urls, system.Databases())
 		if err == nil {
 			t.Fatalf("no error, want %q", wants)
 		}
@@ -65,7 +68,7 @@ func TestCheck(t *testing.T) {
 	if err := provision.Postgres(ctx, admin, nobody, system.Databases()); err != nil {
 		t.Fatal(err)
 	}
-	if err := provision.Check(ctx, admin, system.Databases()); err != nil {
+	if err := provision.Check(ctx, urls, system.Databases()); err != nil {
 		t.Errorf("provisioned: %v", err)
 	}
 	restart(`SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots`, `ALTER SYSTEM SET wal_level = replica`)
@@ -78,7 +81,7 @@ func TestCheck(t *testing.T) {
 	execute(t, s.PostgresURL("postgres"), `SELECT pg_create_physical_replication_slot('a_standby')`)
 	wants("max_replication_slots=3 and max_wal_senders=16: both must be at least 4, for 3 databases and what others use (1 and 0)")
 	execute(t, s.PostgresURL("postgres"), `SELECT pg_drop_replication_slot('a_standby')`)
-	if err := provision.Check(ctx, admin, system.Databases()); err != nil {
+	if err := provision.Check(ctx, urls, system.Databases()); err != nil {
 		t.Errorf("mended: %v", err)
 	}
 

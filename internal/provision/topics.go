@@ -16,6 +16,9 @@ import (
 // longer than this and the outbox's retention together.
 const TopicRetention = 7 * 24 * time.Hour
 
+// DefaultReplicas leaves the number of a topic's replicas to the brokers: their default.replication.factor.
+const DefaultReplicas int16 = -1
+
 // Topic is a topic to make.
 type Topic struct {
 	Name       string
@@ -29,8 +32,8 @@ func HeartbeatTopic(database string) Topic {
 	return Topic{Name: "__debezium-heartbeat." + database, Partitions: 1, Retention: time.Hour}
 }
 
-// Topics makes those topics that are missing, with as many replicas as asked for, and
-// waits until every partition has a leader. A topic that exists with another number of partitions is an
+// Topics makes those topics that are missing, with as many replicas as asked for (or
+// [DefaultReplicas]), and waits until every partition has a leader. A topic that exists with another number of partitions is an
 // error: keys would not keep their order.
 func Topics(ctx context.Context, brokers []string, replicas int16, topics ...Topic) error {
 	// The leaders are asked for below; an answer from the client's cache would be up to 5 s old.
@@ -66,7 +69,7 @@ func Topics(ctx context.Context, brokers []string, replicas int16, topics ...Top
 			// The brokers of a cluster come one after the other.
 			select {
 			case <-ctx.Done():
-				return fmt.Errorf("%w: start more brokers, or ask for fewer than %d replicas", few, replicas)
+				return fmt.Errorf("%w: start more brokers, or ask for fewer replicas (the flag --replicas, or the brokers' default.replication.factor)", few)
 			case <-time.After(200 * time.Millisecond):
 			}
 		}

@@ -16,7 +16,7 @@ func fewBrokers(t *testing.T, s *devstack.Stack) {
 	defer cancel()
 	begin := time.Now()
 	err := provision.Topics(ctx, s.Brokers(), 3, provision.Topic{Name: "wide", Partitions: 1})
-	if err == nil || !strings.Contains(err.Error(), "fewer than 3 replicas") {
+	if err == nil || !strings.Contains(err.Error(), "start more brokers, or ask for fewer replicas") {
 		t.Error(err)
 	}
 	if took := time.Since(begin); took < 900*time.Millisecond || took > 10*time.Second {

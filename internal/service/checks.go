@@ -32,34 +32,36 @@ func checkCapture(ctx context.Context, pool *pgxpool.Pool) error {
 	return err
 }
 
-// checkTopics refuses topics that keep records for longer than TOPIC_RETENTION says: the inbox would
-// forget an event before Kafka does. A topic that is missing is the consumer's matter, and so is the number
-// of partitions.
-func checkTopics(ctx context.Context, cfg config, topics []string) error {
+// CheckTopics finds topics that keep records for longer than keep, which is TOPIC_RETENTION: the inbox would
+// forget an event before Kafka does. It finds those too that lose records by compaction. A topic that is missing is
+// the consumer's matter, and so is the number of partitions. wrong has a line for each topic, of bad configuration;
+// err is Kafka's.
+func CheckTopics(ctx context.Context, brokers []string, keep time.Duration, topics ...string) (wrong []error, err error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	client, err := kgo.NewClient(kgo.SeedBrokers(cfg.brokers...))
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
 	if err != nil {
-		return fmt.Errorf("kafka client: %w", err)
+		return nil, fmt.Errorf("kafka client: %w", err)
 	}
 	defer client.Close()
 	found, err := kadm.NewClient(client).DescribeTopicConfigs(ctx, topics...)
 	if err != nil {
-		return fmt.Errorf("no answer from Kafka at %v: check the address and that a broker runs there: %w", cfg.brokers, err)
+		return nil, fmt.Errorf("no answer from Kafka at %v: check the address and that a broker runs there: %w", brokers, err)
 	}
-	for _, topic := range found {
-		if topic.Err != nil { // it is missing, or we may not read its settings
+	for _, name := range topics {
+		topic, err := found.On(name, nil)
+		if err != nil || topic.Err != nil { // it is missing, or we may not read its settings
 			continue
 		}
 		settings := map[string]string{}
 		for _, s := range topic.Configs {
 			settings[s.Key] = s.MaybeValue()
 		}
-		if err := checkTopicRetention(topic.Name, settings, cfg.topicRetention); err != nil {
-			return err
+		if err := checkTopicRetention(name, settings, keep); err != nil {
+			wrong = append(wrong, err)
 		}
 	}
-	return nil
+	return wrong, nil
 }
 
 func checkTopicRetention(topic string, settings map[string]string, keep time.Duration) error {

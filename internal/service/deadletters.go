@@ -57,8 +57,8 @@ func newLetter(d inbox.DeadLetter) letter {
 	}
 }
 
-// The largest page, because dead letters are read with their payloads of up to 1 MB.
-const maxLetters = 100
+// lettersAtOnce bounds the memory of a page: dead letters are read with their payloads of up to 1 MB.
+const lettersAtOnce = 20
 
 // list answers without payloads; show has them.
 func (d deadLetters) list(w http.ResponseWriter, r *http.Request) error {
@@ -66,10 +66,9 @@ func (d deadLetters) list(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	page.Limit = min(page.Limit, maxLetters)
 	query := r.URL.Query()
 	filter := inbox.DeadLetterFilter{
-		Status: inbox.Status(query.Get("status")), EventType: query.Get("event_type"), Topic: query.Get("topic"), Limit: page.Limit + 1,
+		Status: inbox.Status(query.Get("status")), EventType: query.Get("event_type"), Topic: query.Get("topic"),
 	}
 	switch filter.Status {
 	case "", inbox.Open, inbox.Redriven, inbox.Discarded:
@@ -87,13 +86,19 @@ func (d deadLetters) list(w http.ResponseWriter, r *http.Request) error {
 			return BadRequest("bad-cursor", `"cursor" is not one that this list gave`)
 		}
 	}
-	found, err := d.consumer.DeadLetters(r.Context(), filter)
-	if err != nil {
-		return err
-	}
-	letters := make([]letter, len(found))
-	for i := range found {
-		letters[i] = newLetter(found[i])
+	var letters []letter
+	for more := page.Limit + 1; more > 0; more -= filter.Limit {
+		filter.Limit = min(more, lettersAtOnce)
+		found, err := d.consumer.DeadLetters(r.Context(), filter)
+		if err != nil {
+			return err
+		}
+		for i := range found {
+			letters, filter.After = append(letters, newLetter(found[i])), found[i].ID
+		}
+		if len(found) < filter.Limit {
+			break
+		}
 	}
 	return WriteList(w, "dead_letters", page, letters, func(l letter) string { return l.ID.String() })
 }

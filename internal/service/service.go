@@ -201,7 +201,11 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	if err := prepare(ctx, cfg, pool, svc.Migrations); err != nil {
 		return err
 	}
-	if err := checkTopics(ctx, cfg, svc.Topics); err != nil {
+	wrong, err := CheckTopics(ctx, cfg.brokers, cfg.topicRetention, svc.Topics...)
+	if len(wrong) > 0 {
+		err = wrong[0] // one line; outboxctl check tells of all topics
+	}
+	if err != nil {
 		return err
 	}
 	listener, err := net.Listen("tcp", cfg.addr)

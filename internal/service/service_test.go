@@ -2,11 +2,13 @@ package service_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -138,6 +140,55 @@ func TestDeadLettersOverHTTP(t *testing.T) {
 	}
 	if status, body := p.ask("GET", "/dead-letters?status=open", "", ""); status != 200 || body != "{\"dead_letters\":[],\"next_cursor\":null}\n" {
 		t.Error(status, body)
+	}
+}
+
+// A page has as many as were asked for, though they are read some at a time.
+func TestManyDeadLetters(t *testing.T) {
+	p := start(t, nil)
+	if _, err := p.pool.Exec(t.Context(), `
+INSERT INTO dead_letters (id, event_id, event_type, topic, partition, "offset", recorded_at, key, payload, traceparent, error, attempts, failed_at)
+SELECT uuidv7(n * interval '1 s'), n, '', CASE WHEN n % 2 = 0 THEN 'even' ELSE 'odd' END, 0, n, now(), '', '', '', '', 1, now() FROM generate_series(1, 502) n`); err != nil {
+		t.Fatal(err)
+	}
+	var page struct {
+		Letters []struct {
+			EventID string `json:"event_id"`
+		} `json:"dead_letters"`
+		Next *string `json:"next_cursor"`
+	}
+	for _, c := range []struct {
+		query          string
+		from, to, step int // event ids
+		more           bool
+	}{
+		{"", 1, 50, 1, true},
+		{"?limit=19", 1, 19, 1, true},
+		{"?limit=20", 1, 20, 1, true},
+		{"?topic=even&limit=120", 2, 240, 2, true},
+		{"?topic=odd&limit=250", 1, 499, 2, true},
+		{"?topic=odd&limit=251", 1, 501, 2, false},
+		{"?limit=500", 1, 500, 1, true},
+		{"?limit=500&cursor=", 501, 502, 1, false}, // of the page before
+	} {
+		if strings.HasSuffix(c.query, "cursor=") {
+			c.query += *page.Next
+		}
+		_, body := p.ask("GET", "/dead-letters"+c.query, "", "")
+		page.Letters, page.Next = nil, nil
+		if err := json.Unmarshal([]byte(body), &page); err != nil {
+			t.Fatal(err, body)
+		}
+		var got, want []string
+		for _, l := range page.Letters {
+			got = append(got, l.EventID)
+		}
+		for n := c.from; n <= c.to; n += c.step {
+			want = append(want, fmt.Sprint(n))
+		}
+		if !slices.Equal(got, want) || (page.Next != nil) != c.more {
+			t.Fatalf("%s: %d dead letters, want %d, and more: %t: %v", c.query, len(got), len(want), c.more, got)
+		}
 	}
 }
 

@@ -69,7 +69,7 @@ type Config struct {
 	Workers []string
 	// Brokers of Kafka. Required.
 	Brokers []string
-	// Topics that must exist, made with so many Replicas where they are missing.
+	// Topics that must exist, made with so many Replicas (or provision.DefaultReplicas) where they are missing.
 	Topics   []provision.Topic
 	Replicas int16
 	// Consumer names the pipeline whose inbox takes a topic's events; empty: none does.

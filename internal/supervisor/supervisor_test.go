@@ -249,8 +249,13 @@ func TestSupervisor(t *testing.T) {
 	})
 	r.run("a paused connector is left alone", func(t *testing.T) {
 		before := r.acts()
-		if err := r.connect.Pause(t.Context(), "stockdb"); err != nil {
+		pause, err := http.NewRequestWithContext(t.Context(), http.MethodPut, r.connect.URL+"/connectors/stockdb/pause", nil)
+		if err != nil {
 			t.Fatal(err)
+		}
+		res, err := http.DefaultClient.Do(pause)
+		if err != nil || res.Body.Close() != nil || res.StatusCode != http.StatusAccepted {
+			t.Fatal(res, err)
 		}
 		time.Sleep(12 * time.Second)
 		st, err := r.connect.Status(t.Context(), "stockdb")

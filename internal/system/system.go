@@ -166,7 +166,7 @@ func Run(ctx context.Context, stack *devstack.Stack, bin string, ports map[strin
 			return err
 		}
 		begin := time.Now()
-		if err := Provision(group, stack.PostgresURL("postgres"), nil, stack.Brokers(), stack.ReplicationFactor()); err != nil {
+		if err := Provision(group, stack.PostgresURL("postgres"), nil, stack.Brokers(), provision.DefaultReplicas); err != nil {
 			return err
 		}
 		stack.Say("  %-18s ready after %.1f s", "schema, topics", time.Since(begin).Seconds())
@@ -251,8 +251,7 @@ func Supervisor(stack *devstack.Stack, program string, port int, env ...string) 
 	addr := "127.0.0.1:" + strconv.Itoa(port)
 	return devstack.Process{
 		Name: SupervisorName, Port: port, PortVariable: "SUPERVISOR_PORT",
-		Args: []string{program, "supervise", "--addr", addr, "--connectors", filepath.Join(stack.Root(), "connectors"),
-			"--replicas", fmt.Sprint(stack.ReplicationFactor())},
+		Args: []string{program, "supervise", "--addr", addr, "--connectors", filepath.Join(stack.Root(), "connectors")},
 		Env: append([]string{
 			"ADMIN_DATABASE_URL=" + stack.UserURL(provision.Supervisor, ""), "ORDER_DATABASE_URL=", "STOCK_DATABASE_URL=", "PAYMENT_DATABASE_URL=",
 			"KAFKA_BROKERS=" + strings.Join(stack.Brokers(), ","), "CONNECT_URL=" + strings.Join(stack.ConnectURLs(), ","),
