@@ -42,6 +42,8 @@ STACK_DIR=$(stack_dir)
 export STACK_DIR
 mkdir -p "$STACK_DIR/bin" 2>/dev/null && [ -w "$STACK_DIR/bin" ] || die "cannot write in $STACK_DIR: choose another folder with STACK_DIR"
 
+[ -e "$STACK_DIR/kafka" ] || touch "$STACK_DIR/.new" # until its goods are in
+
 echo "building"
 go build -trimpath -o "$STACK_DIR/bin/" ./cmd/outboxctl ./order-service ./stock-service ./payment-service
 
@@ -50,10 +52,12 @@ echo "starting (logs are in $shown/logs)"
 "$STACK_DIR/bin/outboxctl" stack up ${shape[@]+"${shape[@]}"}
 scripts/register-connectors.sh
 
-if [ ! -e "$STACK_DIR/.goods" ] && [ ! -e "$STACK_DIR/.demo" ]; then
+# Without the demo only into a new system: another one has goods of its own.
+if [ ! -e "$STACK_DIR/.goods" ] && [ ! -e "$STACK_DIR/.demo" ] && { [ -n "$demo" ] || [ -e "$STACK_DIR/.new" ]; }; then
   "$STACK_DIR/bin/outboxctl" demo --orders=false
   touch "$STACK_DIR/.goods"
 fi
+rm -f "$STACK_DIR/.new"
 if [ -n "$demo" ] && [ ! -e "$STACK_DIR/.demo" ]; then
   "$STACK_DIR/bin/outboxctl" demo --goods=false
   touch "$STACK_DIR/.demo"

@@ -66,6 +66,9 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 	for _, f := range files {
 		all.Go(func() error {
 			database, variable, err := databaseAt(f.Name, "CONNECTOR_DATABASE_URL", o.database)
+			if cmd.Flags().Changed("database") { // it is for all
+				database, variable, err = onServer(o.database, f.Name, "--database")
+			}
 			if err == nil && database == "" {
 				err = errors.New("it is not set, nor is CONNECTOR_DATABASE_URL (postgres://user:password@host:5432/), which is for all")
 			}

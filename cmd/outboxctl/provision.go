@@ -29,6 +29,11 @@ SUPERVISOR_PASSWORD, ORDER_SERVICE_PASSWORD, STOCK_SERVICE_PASSWORD, PAYMENT_SER
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			url := os.Getenv("ADMIN_DATABASE_URL")
 			if url == "" {
+				for _, other := range []string{"KAFKA_BROKERS", "ORDER_DATABASE_URL", "STOCK_DATABASE_URL", "PAYMENT_DATABASE_URL"} {
+					if os.Getenv(other) != "" {
+						return fmt.Errorf("%s is set, and so this is not for the local stack: set ADMIN_DATABASE_URL (postgres://superuser@host:port/postgres) too, and give --only where each service has a PostgreSQL of its own", other)
+					}
+				}
 				stack, err := openStack(cmd)
 				if err != nil {
 					return fmt.Errorf("%w (or set ADMIN_DATABASE_URL)", err)

@@ -23,8 +23,9 @@ func newRewindCommand() *cobra.Command {
 		Use: "rewind", Short: "Have a service read its topics again from a time on, after its database was restored", Args: cobra.NoArgs,
 		Long: `Set the offsets of a service's consumer group back to the first records at or after a time, or further if that is where they are
 already. The inbox skips what its database has, so too early a time only costs time; give one before the moment to which the database
-was restored. The service must be stopped: a group with members keeps its own offsets. It reads KAFKA_BROKERS, by default those of
-the local stack.`,
+was restored. Or set them to the end of the topics: only where all databases were restored together and all outboxes are sent again
+after that, so that what is skipped comes again, but for what is of orders that are gone.
+The service must be stopped: a group with members keeps its own offsets. It reads KAFKA_BROKERS, by default those of the local stack.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)
 			defer cancel()
@@ -32,11 +33,14 @@ the local stack.`,
 		},
 	}
 	c.Flags().StringVar(&service, "service", "", "order, stock or payment (required)")
-	c.Flags().StringVar(&to, "to", "", "a time like 2026-11-23T15:04:05Z, or how long ago, like 2h (required)")
+	c.Flags().StringVar(&to, "to", "", "a time like 2026-11-23T15:04:05Z, or how long ago, like 2h; or end (required)")
 	c.Flags().BoolVar(&dryRun, "dry-run", false, "only say what would be done")
 	_, _ = c.MarkFlagRequired("service"), c.MarkFlagRequired("to") // the flags exist
 	return c
 }
+
+// end is the --to that is no time.
+const end = "end"
 
 // moment reads a time, or how long ago it was.
 func moment(text string) (time.Time, error) {
@@ -45,15 +49,18 @@ func moment(text string) (time.Time, error) {
 	}
 	at, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return at, fmt.Errorf("--to %q is no time: give one like 2026-11-23T15:04:05Z, or how long ago, like 2h", text)
+		return at, fmt.Errorf("--to %q is no time: give one like 2026-11-23T15:04:05Z, or how long ago, like 2h; or end", text)
 	}
 	return at, nil
 }
 
 func rewind(ctx context.Context, cmd *cobra.Command, service, to string, dryRun bool) error {
-	at, err := moment(to)
-	if err != nil {
-		return err
+	var at time.Time
+	var err error
+	if to != end {
+		if at, err = moment(to); err != nil {
+			return err
+		}
 	}
 	services := system.Services()
 	i := slices.IndexFunc(services, func(s system.Service) bool {
@@ -86,28 +93,42 @@ func rewind(ctx context.Context, cmd *cobra.Command, service, to string, dryRun 
 	if len(committed) == 0 {
 		return errors.New("the group has no offsets: the service reads its topics from their beginning anyway")
 	}
-	starts, err := admin.ListOffsetsAfterMilli(ctx, at.UnixMilli(), committed.Offsets().TopicsSet().Topics()...)
-	if err != nil {
-		return fmt.Errorf("find the records of %s: %w", at.UTC().Format(time.RFC3339), err)
+	topics, what := committed.Offsets().TopicsSet().Topics(), "again"
+	var places kadm.ListedOffsets
+	if to == end {
+		what = "skipped"
+		places, err = admin.ListEndOffsets(ctx, topics...)
+	} else {
+		places, err = admin.ListOffsetsAfterMilli(ctx, at.UnixMilli(), topics...)
 	}
-	back, records := kadm.Offsets{}, map[string]int64{}
+	if err == nil {
+		err = places.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("find the records of %s: %w", to, err)
+	}
+	moved, records := kadm.Offsets{}, map[string]int64{}
 	committed.Each(func(o kadm.OffsetResponse) {
-		start, ok := starts.Lookup(o.Topic, o.Partition)
-		if !ok || start.Err != nil || start.Offset >= o.At {
+		place, ok := places.Lookup(o.Topic, o.Partition)
+		n := o.At - place.Offset
+		if to == end {
+			n = -n
+		}
+		if !ok || n <= 0 {
 			return
 		}
-		back.AddOffset(o.Topic, o.Partition, start.Offset, -1)
-		records[o.Topic] += o.At - start.Offset
+		moved.AddOffset(o.Topic, o.Partition, place.Offset, -1)
+		records[o.Topic] += n
 	})
 	for _, topic := range slices.Sorted(maps.Keys(records)) {
-		fmt.Fprintf(cmd.OutOrStdout(), "%-20s %d records again\n", topic, records[topic])
+		fmt.Fprintf(cmd.OutOrStdout(), "%-20s %d records %s\n", topic, records[topic], what)
 	}
 	if len(records) == 0 {
-		fmt.Fprintln(cmd.OutOrStdout(), "nothing to read again")
+		fmt.Fprintln(cmd.OutOrStdout(), "0 records", what)
 		return nil
 	}
 	if dryRun {
 		return nil
 	}
-	return admin.CommitAllOffsets(ctx, group, back)
+	return admin.CommitAllOffsets(ctx, group, moved)
 }

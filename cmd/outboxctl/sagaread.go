@@ -114,8 +114,10 @@ func openDatabases(ctx context.Context, cmd *cobra.Command) (_ *databases, err e
 			d.close(ctx)
 		}
 	}()
-	if text := os.Getenv("KAFKA_BROKERS"); text != "" {
-		d.brokers = strings.Split(text, ",")
+	if os.Getenv("KAFKA_BROKERS") != "" {
+		if d.brokers, err = kafkaBrokers(cmd); err != nil {
+			return nil, err
+		}
 	}
 	for _, s := range system.Services() {
 		short := strings.TrimSuffix(s.Name, "-service")

@@ -33,11 +33,11 @@ func newSuperviseCommand() *cobra.Command {
 		Use: "supervise", Short: "Keep the connectors streaming: look at facts, mend what is broken", Args: cobra.NoArgs,
 		Long: `Look at slots, positions in the log, heartbeats, consumer lag and the ids that no inbox has, and act: start failed and
 stuck connectors again, register missing ones, make missing topics, drop a slot that PostgreSQL has invalidated (its
-connector makes a new one and sends what Kafka does not have), and have an outbox sent again whose events Kafka has lost. It
-never drops a slot that can still be read, and leaves a paused or stopped connector alone. Any number may run; one acts.
+connector makes a new one and sends what Kafka does not have), and have an outbox sent again whose events Kafka has lost, or
+whose database was restored. It never drops a slot that can still be read, and leaves a paused or stopped connector alone. Any number may run; one acts.
 
-It reads ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL, or ADMIN_DATABASE_URL for all three (roles that
-may read outbox and inbox, see pg_stat_replication, end walsenders and drop slots), KAFKA_BROKERS and CONNECT_URL (with
+It reads ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL, or ADMIN_DATABASE_URL for all three (the role
+supervisor, which outboxctl provision makes), KAFKA_BROKERS and CONNECT_URL (with
 commas between); by default those of the local stack. GET /metrics, /healthz and /readyz answer on --addr.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return supervise(cmd.Context(), cmd, o) },
 	}
@@ -135,12 +135,17 @@ func databaseAt(database, variableOfAll, urlOfAll string) (address, variable str
 	if address = os.Getenv(variable); address != "" || urlOfAll == "" {
 		return address, variable, nil
 	}
-	u, err := url.Parse(urlOfAll)
+	return onServer(urlOfAll, database, variableOfAll)
+}
+
+// onServer is a database on the server of another one's URL, which name gives.
+func onServer(other, database, name string) (address, named string, err error) {
+	u, err := url.Parse(other)
 	if err != nil { // the parser's reason may quote the password
-		return "", variableOfAll, errors.New("it is not a URL: want postgres://user:password@host:port/postgres")
+		return "", name, errors.New("it is not a URL: want postgres://user:password@host:port/postgres")
 	}
 	u.Path = "/" + database
-	return u.String(), variableOfAll, nil
+	return u.String(), name, nil
 }
 
 // kafkaBrokers are those at KAFKA_BROKERS, or those of the local stack.

@@ -32,8 +32,9 @@ const Owner = "saga_owner"
 // CDC is the role of the connectors: it replicates and reads the outbox, nothing else.
 const CDC = "cdc"
 
-// Supervisor is the role of the supervisors: it sees how replication goes, ends walsenders, drops slots, reads outbox and
-// inbox, and writes what it does and what a new slot may leave out, nothing else.
+// Supervisor is the role of the supervisors: it sees how replication goes, reads outbox and inbox, and writes what it does
+// and what a new slot may leave out. To end walsenders and drop slots it needs rights that reach further: it could end any
+// session but a superuser's, drop any slot, and read a log through one.
 const Supervisor = "supervisor"
 
 // Migrations is the DDL of one owner of tables.
@@ -71,7 +72,7 @@ func Postgres(ctx context.Context, superuser string, password func(role string) 
 	if err := role(ctx, conn, CDC, "LOGIN REPLICATION", password(CDC)); err != nil {
 		return err
 	}
-	if err := role(ctx, conn, Supervisor, "LOGIN REPLICATION", password(Supervisor)); err != nil { // slots are dropped by who may replicate
+	if err := role(ctx, conn, Supervisor, "LOGIN REPLICATION NOSUPERUSER NOCREATEDB NOCREATEROLE", password(Supervisor)); err != nil { // slots are dropped by who may replicate
 		return err
 	}
 	if err := execAll(ctx, conn, "GRANT pg_monitor, pg_signal_backend TO "+Supervisor); err != nil {
@@ -178,7 +179,7 @@ func schema(ctx context.Context, url string, d Database) error {
 	return slot(ctx, conn, d)
 }
 
-// grant gives the roles of the service, the connector and the supervisor what they need, and takes what the first two
+// grant gives the roles of the service, the connector and the supervisor what they need, and takes what they
 // had more. A new table of a migration is covered because the same call has made it.
 func grant(ctx context.Context, tx pgx.Tx, d Database) error {
 	login := pgx.Identifier{d.Role}.Sanitize()
@@ -203,9 +204,10 @@ func grant(ctx context.Context, tx pgx.Tx, d Database) error {
 	}
 	for _, t := range tables {
 		if t.Partition {
-			statements = append(statements, "REVOKE ALL ON "+t.Name+" FROM "+login+", "+CDC)
+			statements = append(statements, "REVOKE ALL ON "+t.Name+" FROM "+login+", "+CDC+", "+Supervisor)
 			continue
 		}
+		statements = append(statements, "REVOKE ALL ON "+t.Name+" FROM "+Supervisor)
 		statements = append(statements, "GRANT SELECT, INSERT, UPDATE, DELETE ON "+t.Name+" TO "+login)
 		if t.Name == "supervisor_acts" { // in one database only
 			statements = append(statements, "GRANT SELECT, INSERT, UPDATE, DELETE ON "+t.Name+" TO "+Supervisor)

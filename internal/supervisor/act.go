@@ -20,7 +20,7 @@ const actTimeout, resumeTimeout = 20 * time.Second, 20 * time.Second
 const begun = "begun"
 
 // errStopped: a connector was stopped for a resend and could not be resumed.
-var errStopped = errors.New("the connector is still stopped, and will be resumed")
+var errStopped = errors.New("the connector is still stopped")
 
 // perform does what was decided, and tells of it.
 func (s *Supervisor) perform(ctx context.Context, f Facts, p Pipeline, act Act) {
@@ -37,7 +37,9 @@ func (s *Supervisor) perform(ctx context.Context, f Facts, p Pipeline, act Act) 
 			break
 		}
 		resends, s.memories[p.Name].unfinished = true, time.Now()
-		err = s.do(ctx, f, p, act)
+		if err = s.do(ctx, f, p, act); err != nil {
+			s.memories[p.Name].failed()
+		}
 	default:
 		err = s.do(ctx, f, p, act)
 	}
@@ -156,25 +158,53 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error
 				return err
 			}
 		}
-		if err = f.worker.Stop(limited, p.Name); err == nil {
-			err = f.worker.ResetOffsets(limited, p.Name)
-		}
-		// Whatever becomes of the offsets: a connector that stays stopped would be worse.
-		return errors.Join(err, s.resume(ctx, p.Name))
+		return sendAgain(ctx, limited, f.worker, s.cfg.Workers, s.resumeTimeout, p.Name)
 	case Resume:
-		return s.resume(ctx, p.Name)
+		return resume(ctx, s.cfg.Workers, s.resumeTimeout, p.Name)
 	}
 	return fmt.Errorf("no act %q", act.Kind)
 }
 
+// SendAgain has a connector send its whole retained outbox again, whatever is known of it; it runs afterwards, also if it was stopped before.
+// It asks the first of the workers that answers. A supervisor that acts does not know of it: of what comes before it, it may
+// soon say again that Kafka has it, which counts if the slot is lost meanwhile.
+func SendAgain(ctx context.Context, workers []string, p Pipeline) error {
+	var failed error
+	for _, url := range workers {
+		worker := connect.Client{URL: url}
+		if _, err := worker.Status(ctx, p.Name); err != nil {
+			if failed = errors.Join(failed, err); errors.Is(err, connect.ErrNotFound) {
+				return err
+			}
+			continue
+		}
+		c := confirmation{}
+		if err := c.save(ctx, p, time.Now(), false); err != nil {
+			return err
+		}
+		return sendAgain(ctx, ctx, worker, workers, resumeTimeout, p.Name)
+	}
+	return failed
+}
+
+// sendAgain has a connector forget its offsets within limited. Whatever becomes of them, it is started again: that it stays
+// stopped would be worse.
+func sendAgain(ctx, limited context.Context, worker connect.Client, workers []string, within time.Duration, name string) error {
+	err := worker.Stop(limited, name)
+	if err == nil {
+		err = worker.ResetOffsets(limited, name)
+	}
+	return errors.Join(err, resume(context.WithoutCancel(ctx), workers, within, name))
+}
+
 // resume starts a connector that was stopped for a resend. It has a time of its own, and asks every
 // worker again and again: nobody else starts the connector.
-func (s *Supervisor) resume(ctx context.Context, name string) error {
-	ctx, cancel := context.WithTimeout(ctx, s.resumeTimeout)
+func resume(ctx context.Context, workers []string, within time.Duration, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	for {
 		var failed error
-		for _, url := range s.cfg.Workers {
+		for _, url := range workers {
 			ask, cancel := context.WithTimeout(ctx, 5*time.Second)
 			err := connect.Client{URL: url}.Resume(ask, name)
 			cancel()

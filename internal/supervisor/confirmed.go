@@ -205,7 +205,7 @@ func (c *confirmation) save(ctx context.Context, p Pipeline, looked time.Time, t
 	case err != nil:
 		return advice(p, err)
 	case !taken:
-		return fmt.Errorf("another supervisor has written what a later look than ours has found, or %s has no row for the slot %s any more", p.Name, p.Slot)
+		return fmt.Errorf("another supervisor has written what a later look than ours has found, or %s has no row for the slot %s any more, or all is to be sent", p.Name, p.Slot)
 	}
 	c.saved, c.unsaved, c.told, c.at = c.before, false, told, looked
 	return nil

@@ -51,8 +51,11 @@ const (
 // Pauses between two acts of a kind on one connector: they double from the first to the last.
 const firstPause, lastPause = 5 * time.Second, time.Minute
 
-// resendPause keeps a fault that a resend does not mend from sending the outbox for ever.
-const resendPause = 5 * time.Minute
+// resendPause keeps a fault that a resend does not mend from sending the outbox for ever. One that failed has sent nothing.
+const resendPause, resendFailedPause = 5 * time.Minute, time.Minute
+
+// restored counts the pauses of resends for that reason apart.
+const restored Kind = "resend, restored"
 
 // memory is what was seen of a pipeline before.
 type memory struct {
@@ -88,7 +91,7 @@ func (m *memory) allow(now time.Time, kind Kind) bool {
 		return false
 	}
 	switch {
-	case kind == Resend:
+	case kind == Resend || kind == restored:
 		p.pause = resendPause
 	case kind == MakeTopics: // it mends at once, and cannot hurt; the next time it is another topic
 		p.pause = firstPause
@@ -102,20 +105,30 @@ func (m *memory) allow(now time.Time, kind Kind) bool {
 	return true
 }
 
+// failed is for a resend that was allowed and has sent nothing.
+func (m *memory) failed() {
+	for _, kind := range []Kind{Resend, restored} {
+		p := m.acts[kind]
+		p.pause = min(p.pause, resendFailedPause)
+		m.acts[kind] = p
+	}
+}
+
 // decide says what to do about a pipeline. It has no effect but on m, and does no I/O.
 func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	if m.since == nil {
 		m.since, m.acts, m.moved = map[string]time.Time{}, map[Kind]past{}, now
 	}
 	flow := f.Pipelines[name]
-	do := func(kind Kind, reason string, values ...any) {
-		if m.allow(now, kind) {
+	doAs := func(pauses, kind Kind, reason string, values ...any) {
+		if m.allow(now, pauses) {
 			acts = append(acts, Act{kind, fmt.Sprintf(reason, values...)})
-			if kind == Restart || kind == DropSlot || kind == EndSender || kind == Resume {
+			if kind == Restart || kind == DropSlot || kind == EndSender || kind == Resend || kind == Resume {
 				m.since, m.moved = map[string]time.Time{}, now // what comes next is a new story
 			}
 		}
 	}
+	do := func(kind Kind, reason string, values ...any) { doAs(kind, kind, reason, values...) }
 	if len(f.MissingTopics) > 0 {
 		do(MakeTopics, "Kafka does not have %v", f.MissingTopics)
 	}
@@ -159,9 +172,9 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	case inactive:
 		do(Restart, "RUNNING, but its slot is not active for %s", inactiveAfter)
 	case connector.State != "RUNNING":
-	case connector.Offset > slot.WAL:
-		do(Resend, "Kafka Connect has read up to %s of a log that ends at %s: the database was restored, and all up to there would be passed over",
-			position(connector.Offset), position(slot.WAL))
+	case connector.Offset > connector.End:
+		doAs(restored, Resend, "Kafka Connect has read up to %s of a log that ends at %s: the database was restored, and all up to there would be passed over",
+			position(connector.Offset), position(connector.End))
 	case waits > 0 && now.Sub(m.moved) >= stuckAfter:
 		do(Restart, "RUNNING, but %d events wait that Kafka does not have, and for %s nothing was confirmed", waits, now.Sub(m.moved).Round(time.Second))
 	case now.Sub(m.moved) >= deadAfter:

@@ -72,10 +72,10 @@ func TestDecide(t *testing.T) {
 		"stuck without events": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot.Confirmed, p.Slot.LagBytes = 900, 100 },
 			32 * time.Second, 30 * time.Second, Restart, "not even a heartbeat"},
 		"the log was set back": {func(_ time.Time, _ *Facts, p *Pipeflow) {
-			p.Slot.Confirmed, p.Slot.LagBytes, p.Connector.Offset = 900, 100, 1001
+			p.Slot.Confirmed, p.Slot.LagBytes, p.Connector.Offset, p.Connector.End = 900, 100, 1001, 1000
 		}, 0, 0, Resend, "has read up to 0/3E9 of a log that ends at 0/3E8"},
 		"stuck at the end of the log": {func(_ time.Time, _ *Facts, p *Pipeflow) {
-			p.Slot.Confirmed, p.Slot.LagBytes, p.Connector.Offset = 900, 100, 1000
+			p.Slot.Confirmed, p.Slot.LagBytes, p.Connector.Offset, p.Connector.End = 900, 100, 1100, 1100 // the log has grown since the slot was looked at
 		}, 32 * time.Second, 30 * time.Second, Restart, "not even a heartbeat"},
 		"a slow consumer": {func(now time.Time, f *Facts, p *Pipeflow) {
 			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}
@@ -216,4 +216,36 @@ func TestReadings(t *testing.T) {
 			t.Errorf("look %d: read up to %s, want %s", i, upto, want)
 		}
 	}
+}
+
+// A resend stops the connector and starts it: that nothing was confirmed meanwhile is no reason to start it again. One that failed comes
+// again after a minute, and one for another reason does not wait for it.
+func TestDecideAfterAResend(t *testing.T) {
+	m, begin := &memory{}, time.Now()
+	at := func(passed time.Duration, offset, end int64, lost ...Unseen) []Act {
+		f, flow := scene(begin.Add(passed))
+		flow.Slot.Confirmed, flow.Slot.LagBytes, flow.Connector.Offset, flow.Connector.End = 900, 100, offset, end
+		flow.Unseen = append([]Unseen{{ID: uuid.Must(uuid.NewV7()), Topic: "stock", Noticed: begin}}, lost...)
+		for i := range 6 { // it waits since long ago
+			flow.Unseen[0].ID[i] = 0
+		}
+		f.Pipelines["x"] = flow
+		return decide(f.At, "x", f, m)
+	}
+	want := func(passed time.Duration, got []Act, want Kind) {
+		t.Helper()
+		if len(got) > 1 || (len(got) == 1) != (want != "") || want != "" && got[0].Kind != want {
+			t.Fatalf("after %s: %+v, want %q", passed, got, want)
+		}
+	}
+	at(0, 0, 0)
+	want(8*time.Second, at(8*time.Second, 1001, 1000), Resend)
+	for passed := 10 * time.Second; passed < 18*time.Second; passed += 2 * time.Second {
+		want(passed, at(passed, 0, 0), "")
+	}
+	want(20*time.Second, at(20*time.Second, 0, 0), Restart)
+	want(22*time.Second, at(22*time.Second, 1001, 1000), "")
+	m.failed()
+	want(70*time.Second, at(70*time.Second, 1001, 1000), Resend)
+	want(72*time.Second, at(72*time.Second, 0, 0, unseenFor(begin.Add(72*time.Second), lostAfter, 950)), Resend)
 }

@@ -46,8 +46,10 @@ type Connector struct {
 	// task together, the worst of both; or missing, or starting: without a task.
 	State string `json:"state"`
 	Cause string `json:"cause,omitempty"` // of a failure
-	// Offset is up to where it has read the log, as Connect keeps it. Asked only while nothing is confirmed; 0: not asked, or none.
+	// Offset is up to where it has read the log, as Connect keeps it, and End where the log ended after that was asked. Asked only while
+	// nothing is confirmed; 0: not asked, or none.
 	Offset int64 `json:"offset,omitempty"`
+	End    int64 `json:"end,omitempty"`
 }
 
 // States beside those of Connect.
@@ -154,8 +156,7 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 			flows[i].Connector = state(connectors, p.Name)
 		}
 		if connectors != nil && s.stalls[p.Name].lasts(flows[i].Slot, time.Now()) {
-			var err error
-			if flows[i].Connector.Offset, err = f.worker.Offset(ctx, p.Name); err != nil && !errors.Is(err, connect.ErrNotFound) {
+			if err := flows[i].Connector.compare(ctx, f.worker, p); err != nil {
 				unknown("the offset of "+p.Name, err)
 			}
 		}
@@ -167,6 +168,21 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 		s.watches[p.Name].confirm(flows[i], f.At)
 	}
 	return f
+}
+
+// compare asks for the connector's offset, and then for the end of the log: one that is well has not read further.
+func (c *Connector) compare(ctx context.Context, worker connect.Client, p Pipeline) error {
+	offset, err := worker.Offset(ctx, p.Name)
+	if errors.Is(err, connect.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		err = p.DB.QueryRow(ctx, `SELECT (pg_current_wal_lsn() - '0/0')::bigint`).Scan(&c.End)
+	}
+	if err == nil {
+		c.Offset = offset
+	}
+	return err
 }
 
 func state(all map[string]connect.Status, name string) *Connector {

@@ -10,7 +10,8 @@
 //   - drop a slot that PostgreSQL has invalidated (lost): it can never be read again. The connector
 //     makes a new one and sends what is not known to be in Kafka or in an inbox of the retained outbox;
 //   - have a connector send its whole retained outbox again where events are proven to be neither under
-//     way nor in their inbox: Kafka has lost them.
+//     way nor in their inbox (Kafka has lost them), and where Connect has read further than the log goes: the
+//     database was restored.
 //
 // None of this can lose an event: a slot that can still be read is never dropped, the outbox
 // keeps its rows until every slot has confirmed them, and what is sent twice meets the inbox. It leaves a

@@ -20,7 +20,7 @@ func TestRestore(t *testing.T) {
 	if os.Getenv("TEST_STACK") == "docker" {
 		t.Skip("it copies the data folder of a PostgreSQL that runs as a process")
 	}
-	w := start(t, 1)
+	w := start(t, 1, "ORDER_TIMEOUT=10m")
 	o := newOperator(w)
 	data := w.query("postgres", `SELECT setting FROM pg_settings WHERE name = 'data_directory'`)[0]
 	customer, sku := w.customer(100_000), w.item(1000)
@@ -46,9 +46,19 @@ func TestRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	settled(before)
-	after := place(200) // which are gone then; their log is what Connect has read
+	// What follows is gone then. The log of it is longer than what is written after the restore.
+	w.exec("orderdb", `SELECT pg_logical_emit_message(true, 'outbox-hb', repeat('x', 1000000)) FROM generate_series(1, 20)`)
+	after := place(100)
 	settled(after)
 	w.drained(30 * time.Second)
+	services := []string{"order-service", "stock-service", "payment-service"}
+	for _, name := range services[1:] {
+		w.Kill(name)
+	}
+	unread := place(20) // of which Kafka has commands that nobody has read
+	w.await("unread commands in Kafka", func() bool {
+		return len(w.Records("stock")) == len(w.Records("payment")) && len(w.Records("stock")) == 10+len(before)+len(after)+len(unread)
+	})
 	connectors := []string{"orderdb", "stockdb", "paymentdb"}
 	worker := connect.Client{URL: w.ConnectURL()}
 	for _, connector := range connectors {
@@ -60,12 +70,7 @@ func TestRestore(t *testing.T) {
 
 	w.Kill(devstack.Connect)
 	w.Kill(devstack.Postgres)
-	services := []string{"order-service", "stock-service", "payment-service"}
-	for _, name := range services { // how far they have read is in Kafka then
-		if err := w.Stop(t.Context(), name); err != nil {
-			t.Fatal(err)
-		}
-	}
+	w.Kill("order-service")
 	lost := data + "-lost"
 	t.Cleanup(func() { os.RemoveAll(lost) })
 	if err := os.Rename(data, lost); err != nil {
@@ -102,6 +107,9 @@ func TestRestore(t *testing.T) {
 	o.env = append(o.env, "ADMIN_DATABASE_URL="+w.PostgresURL("postgres"), "CONNECT_URL="+w.ConnectURL())
 	o.ok([]string{"provision"})
 	w.Restart(devstack.Connect)
+	for _, service := range services {
+		o.ok([]string{"rewind", "--service", service, "--to", "end"}, "records skipped")
+	}
 	for _, connector := range connectors[1:] {
 		o.ok([]string{"resend", "--connector", connector}, "sends its outbox again")
 	}
