@@ -247,6 +247,7 @@ func (c Client) WaitStreaming(ctx context.Context, name, url, slot string) error
 		switch {
 		case errors.Is(err, ErrNotFound) || err == nil && len(s.Tasks) == 0:
 			missing = "it has no task yet"
+		case err != nil && ctx.Err() != nil && missing != "": // what was missing before says more than that time is over
 		case err != nil:
 			missing = err.Error()
 		default:

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -264,6 +265,21 @@ func slotGone(t *testing.T, s *devstack.Stack, client connect.Client) {
 	err := client.WaitStreaming(ctx, "orderdb", s.PostgresURL("orderdb"), "no_such_slot")
 	if err == nil || !strings.Contains(err.Error(), "no_such_slot is not active") || !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
+	}
+	var asked atomic.Bool
+	hangs := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Swap(true) {
+			<-r.Context().Done() // when the time is over
+			return
+		}
+		_, _ = w.Write([]byte(`{"connector": {"state": "RUNNING"}, "tasks": [{"state": "RUNNING"}]}`))
+	}))
+	defer hangs.Close()
+	ctx, cancel = context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	err = connect.Client{URL: hangs.URL}.WaitStreaming(ctx, "orderdb", s.PostgresURL("orderdb"), "no_such_slot")
+	if err == nil || !strings.Contains(err.Error(), "no_such_slot is not active") {
+		t.Error("what is missing is not said after the time was over during a question:", err)
 	}
 }
 
