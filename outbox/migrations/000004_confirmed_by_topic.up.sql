@@ -12,7 +12,7 @@ ALTER TABLE outbox_confirmed
 
 -- Keeps, by a slot, which rows are in Kafka, as was known of a log when it was looked: of each topic those of all transactions from its
 -- since to before; before is 0: nothing is known. With moments, what is kept is taken for true so long after the look; nothing is kept then
--- that was not, nor where nothing is known: somebody wants all to be sent. False: it is not kept. What a later look has found stands, unless nothing is known any more, and who was stopped between its look and this call must not say what
+-- that was not. False: it is not kept. What a later look has found stands, unless nothing is known any more, and who was stopped between its look and this call must not say what
 -- was true long ago. What was found in the future was found before the clock was set back.
 CREATE FUNCTION outbox_confirm(slot name, topics text[], topic_ids text[], since xid8[], before xid8, history text, looked timestamptz, moments interval) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER
@@ -23,7 +23,7 @@ BEGIN
     IF moments > interval '0' THEN
         UPDATE outbox_confirmed c SET topics = outbox_confirm.topics, topic_ids = outbox_confirm.topic_ids, since = outbox_confirm.since,
             before = outbox_confirm.before, history = outbox_confirm.history, looked = outbox_confirm.looked, until = outbox_confirm.looked + moments
-        WHERE c.slot = outbox_confirm.slot AND c.before <> '0' AND (c.looked <= outbox_confirm.looked OR c.looked > clock_timestamp());
+        WHERE c.slot = outbox_confirm.slot AND (c.looked <= outbox_confirm.looked OR c.looked > clock_timestamp());
     ELSIF before = '0' OR looked > clock_timestamp() - interval '20 s' THEN
         INSERT INTO outbox_confirmed AS c (slot, topics, topic_ids, since, before, history, looked, until)
         VALUES (slot, topics, topic_ids, since, before, history, looked, '-infinity')
