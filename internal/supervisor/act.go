@@ -169,22 +169,17 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error
 // It asks the first of the workers that answers. A supervisor that acts does not know of it: of what comes before it, it may
 // soon say again that Kafka has it, which counts if the slot is lost meanwhile.
 func SendAgain(ctx context.Context, workers []string, p Pipeline) error {
-	var failed error
-	for _, url := range workers {
-		worker := connect.Client{URL: url}
-		if _, err := worker.Status(ctx, p.Name); err != nil {
-			if failed = errors.Join(failed, err); errors.Is(err, connect.ErrNotFound) {
-				return err
-			}
-			continue
-		}
-		c := confirmation{}
-		if err := c.save(ctx, p, time.Now(), false); err != nil {
-			return err
-		}
-		return sendAgain(ctx, ctx, worker, workers, resumeTimeout, p.Name)
+	worker, connectors, err := askConnect(ctx, workers)
+	if err != nil {
+		return err
 	}
-	return failed
+	if _, known := connectors[p.Name]; !known {
+		return fmt.Errorf("connector %s: %w", p.Name, connect.ErrNotFound)
+	}
+	if err := new(confirmation).save(ctx, p, time.Now(), false); err != nil { // nothing is known
+		return err
+	}
+	return sendAgain(ctx, ctx, worker, workers, resumeTimeout, p.Name)
 }
 
 // sendAgain has a connector forget its offsets within limited. Whatever becomes of them, it is started again: that it stays

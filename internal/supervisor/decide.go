@@ -105,6 +105,11 @@ func (m *memory) allow(now time.Time, kind Kind) bool {
 	return true
 }
 
+// stalled tells whether a slot is read, and nothing has moved for so long, up to the look before, that a reason is looked for.
+func (m *memory) stalled(slot *Slot, now time.Time) bool {
+	return slot != nil && slot.Active && slot.Confirmed == m.confirmed && !m.moved.IsZero() && now.Sub(m.moved) >= stalledAfter
+}
+
 // failed is for a resend that was allowed and has sent nothing.
 func (m *memory) failed() {
 	for _, kind := range []Kind{Resend, restored} {

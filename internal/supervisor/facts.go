@@ -125,7 +125,7 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 	var connectors map[string]connect.Status
 	all.Go(func() {
 		var err error
-		if f.worker, connectors, err = s.askConnect(ctx); err != nil {
+		if f.worker, connectors, err = askConnect(ctx, s.cfg.Workers); err != nil {
 			unknown("Kafka Connect", err)
 		}
 	})
@@ -155,7 +155,7 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 		if connectors != nil {
 			flows[i].Connector = state(connectors, p.Name)
 		}
-		if connectors != nil && s.stalls[p.Name].lasts(flows[i].Slot, time.Now()) {
+		if connectors != nil && s.memories[p.Name].stalled(flows[i].Slot, time.Now()) {
 			if err := flows[i].Connector.compare(ctx, f.worker, p); err != nil {
 				unknown("the offset of "+p.Name, err)
 			}
@@ -206,9 +206,9 @@ func state(all map[string]connect.Status, name string) *Connector {
 }
 
 // askConnect asks the workers in turn until one answers.
-func (s *Supervisor) askConnect(ctx context.Context) (worker connect.Client, all map[string]connect.Status, err error) {
+func askConnect(ctx context.Context, workers []string) (worker connect.Client, all map[string]connect.Status, err error) {
 	var failed error
-	for _, url := range s.cfg.Workers {
+	for _, url := range workers {
 		worker = connect.Client{URL: url}
 		ask, cancel := context.WithTimeout(ctx, 2*time.Second)
 		all, err = worker.Statuses(ask)
@@ -255,23 +255,6 @@ LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid`
 type heard struct {
 	said  string
 	since time.Time
-}
-
-// stall is since when nothing of a slot was confirmed.
-type stall struct {
-	confirmed int64
-	since     time.Time
-}
-
-// lasts tells whether a slot is read, has something to confirm, and has not for so long that a reason is looked for.
-func (l *stall) lasts(slot *Slot, now time.Time) bool {
-	if slot == nil || !slot.Active || slot.LagBytes == 0 || slot.Confirmed != l.confirmed {
-		*l = stall{since: now}
-		if slot != nil {
-			l.confirmed = slot.Confirmed
-		}
-	}
-	return now.Sub(l.since) >= stalledAfter
 }
 
 // silence is how long the reader has said nothing new. nil: there is none.

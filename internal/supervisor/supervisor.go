@@ -97,7 +97,6 @@ type Supervisor struct {
 	watches  map[string]*watch  // by pipeline
 	memories map[string]*memory // by pipeline
 	heard    map[string]*heard  // by pipeline
-	stalls   map[string]*stall  // by pipeline
 	readings readings
 
 	confirmations map[string]*confirmation // by pipeline
@@ -149,10 +148,9 @@ func New(cfg Config) (*Supervisor, error) {
 // forget begins anew: what is remembered may be of long ago.
 func (s *Supervisor) forget() {
 	s.watches, s.memories, s.heard, s.recalled = map[string]*watch{}, map[string]*memory{}, map[string]*heard{}, false
-	s.stalls = map[string]*stall{}
 	s.confirmations, s.readings = map[string]*confirmation{}, readings{}
 	for _, p := range s.cfg.Pipelines {
-		s.watches[p.Name], s.memories[p.Name], s.heard[p.Name], s.stalls[p.Name] = &watch{}, &memory{}, &heard{}, &stall{}
+		s.watches[p.Name], s.memories[p.Name], s.heard[p.Name] = &watch{}, &memory{}, &heard{}
 		s.confirmations[p.Name] = &confirmation{}
 	}
 }
