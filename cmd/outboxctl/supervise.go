@@ -33,12 +33,13 @@ func newSuperviseCommand() *cobra.Command {
 		Use: "supervise", Short: "Keep the connectors streaming: look at facts, mend what is broken", Args: cobra.NoArgs,
 		Long: `Look at slots, positions in the log, heartbeats, consumer lag and the ids that no inbox has, and act: start failed and
 stuck connectors again, register missing ones, make missing topics, drop a slot that PostgreSQL has invalidated (its
-connector makes a new one and sends what Kafka does not have), and have an outbox sent again whose events Kafka has lost, or
-whose database was restored. It never drops a slot that can still be read, and leaves a paused or stopped connector alone. Any number may run; one acts.
+connector makes a new one and sends what Kafka does not have), and have an outbox sent again whose events Kafka has lost,
+or whose database was restored. It never drops a slot that can still be read, and leaves a paused or stopped connector
+alone. Any number may run; one acts.
 
 It reads ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL, or ADMIN_DATABASE_URL for all three (the role
-supervisor, which outboxctl provision makes), KAFKA_BROKERS and CONNECT_URL (with
-commas between); by default those of the local stack. GET /metrics, /healthz and /readyz answer on --addr.`,
+supervisor, which outboxctl provision makes), KAFKA_BROKERS and CONNECT_URL (with commas between); by default those of
+the local stack. GET /metrics, /healthz and /readyz answer on --addr.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return supervise(cmd.Context(), cmd, o) },
 	}
 	f := c.Flags()

@@ -239,7 +239,7 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 		return nil
 	}
 	ours := []string{s.postgresDir(), s.postgresDir() + ".new"}
-	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "kafka-[2-9]", "*.properties", ".*.birth", ".*-tmp", ".kafka*-unformatted", ".shape*", ".lock", "logs", "bin", ".goods", ".demo"} {
+	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "kafka-[2-9]", "*.properties", ".*.birth", ".*-tmp", ".kafka*-unformatted", ".shape*", ".lock", "logs", "bin", ".new", ".goods", ".demo"} {
 		found, err := filepath.Glob(filepath.Join(s.cfg.Dir, pattern))
 		if err != nil {
 			return err
