@@ -61,7 +61,8 @@ the commit that settled the order (final), by PostgreSQL's own clock.`,
 	f.BoolVar(&quick, "quick", false, "the product and the best polling relay only, shortly")
 	f.BoolVar(&full, "full", false, "everything")
 	f.StringSliceVar(&only, "only", nil, "run these parts only")
-	f.IntSliceVar(&o.Rates, "rates", o.Rates, "orders/s of the points")
+	f.IntSliceVar(&o.Rates, "rates", o.Rates, "orders/s of the points of the parts latency, rivals and intervals")
+	f.IntSliceVar(&o.CaseRates, "case-rates", o.CaseRates, "orders/s of the points of the parts shapes and growth")
 	f.DurationVar(&o.Duration, "duration", o.Duration, "length of a point")
 	f.DurationVar(&o.Warmup, "warmup", o.Warmup, "load before the first point of a system: the JVMs compile")
 	f.DurationVar(&o.Idle, "idle", o.Idle, "length of a point with 0 or 1 order/s; 0: none")
@@ -118,9 +119,11 @@ func systemNames() (names []string) {
 }
 
 func validateBench(o campaign.Options) error {
-	for _, rate := range o.Rates {
-		if rate < 0 {
-			return fmt.Errorf("--rates has %d: a rate is 0 or more orders/s", rate)
+	for flag, rates := range map[string][]int{"--rates": o.Rates, "--case-rates": o.CaseRates} {
+		for _, rate := range rates {
+			if rate < 0 {
+				return fmt.Errorf("%s has %d: a rate is 0 or more orders/s", flag, rate)
+			}
 		}
 	}
 	for _, name := range o.Systems {

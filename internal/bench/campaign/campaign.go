@@ -12,11 +12,12 @@ import (
 
 // Options say how much is measured.
 type Options struct {
-	Rates    []int         // orders/s of the points
-	Duration time.Duration // of a point
-	Warmup   time.Duration // of each system after its start
-	Idle     time.Duration // of a point with next to no load; 0: none
-	Repeats  int           // of each block
+	Rates     []int         // orders/s of the points, where systems are compared
+	CaseRates []int         // orders/s of the points, where the product is compared with itself
+	Duration  time.Duration // of a point
+	Warmup    time.Duration // of each system after its start
+	Idle      time.Duration // of a point with next to no load; 0: none
+	Repeats   int           // of each block
 	// The search for the highest rate that holds.
 	Maximum             bool
 	From                int // where it begins; 0: above the highest fixed rate that held
@@ -50,7 +51,7 @@ func Usual() Options {
 // Full takes hours.
 func Full() Options {
 	return Options{
-		Rates: []int{200, 500, 1000, 2000, 4000}, Duration: 30 * time.Second, Warmup: time.Minute, Idle: 30 * time.Second, Repeats: 3,
+		Rates: []int{200, 500, 1000, 2000, 4000}, CaseRates: []int{500, 2000}, Duration: 30 * time.Second, Warmup: time.Minute, Idle: 30 * time.Second, Repeats: 3,
 		Maximum: true, Step: 10 * time.Second, Confirm: time.Minute,
 		SeededOrders: []int{0, 1_000_000, 5_000_000}, Down: time.Minute, Soak: Soak{Orders: 1_000_000, Rate: 1000, Days: 10},
 		Shape: bench.Shape{Customers: 1000, Items: 1000}, Instances: 1,

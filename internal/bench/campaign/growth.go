@@ -23,7 +23,7 @@ func (c *Campaign) growth(ctx context.Context) error {
 				return err
 			}
 			for range c.Repeats {
-				if err := s.pointsAndMaximum(ctx, 500, 2000); err != nil {
+				if err := s.pointsAndMaximum(ctx, c.CaseRates...); err != nil {
 					return err
 				}
 			}

@@ -113,7 +113,7 @@ func (c *Campaign) block(ctx context.Context, part, name string, top int, maximu
 
 func (c *Campaign) rivals(ctx context.Context) error {
 	for _, name := range []string{"poller-10ms", "poller-flag"} {
-		if err := c.block(ctx, "rivals", name, 3000, true, 200, 500, 2000); err != nil {
+		if err := c.block(ctx, "rivals", name, 3000, true, c.Rates...); err != nil {
 			return err
 		}
 	}
@@ -123,7 +123,7 @@ func (c *Campaign) rivals(ctx context.Context) error {
 
 func (c *Campaign) intervals(ctx context.Context) error {
 	for _, ms := range intervals {
-		if err := c.block(ctx, "intervals", intervalName(ms), 3000, false, 200, 500, 2000); err != nil {
+		if err := c.block(ctx, "intervals", intervalName(ms), 3000, false, c.Rates...); err != nil {
 			return err
 		}
 	}
@@ -167,7 +167,7 @@ func (c *Campaign) shapes(ctx context.Context) error {
 						return err
 					}
 				}
-				if err := s.pointsAndMaximum(ctx, 500, 2000); err != nil {
+				if err := s.pointsAndMaximum(ctx, c.CaseRates...); err != nil {
 					return err
 				}
 			}
@@ -183,7 +183,7 @@ func (c *Campaign) shapes(ctx context.Context) error {
 			return err
 		}
 		for range c.Repeats {
-			if err := s.pointsAndMaximum(ctx, 500, 2000); err != nil {
+			if err := s.pointsAndMaximum(ctx, c.CaseRates...); err != nil {
 				return err
 			}
 		}
