@@ -87,7 +87,7 @@ func placeWith(ctx context.Context, pool *pgxpool.Pool, n, batch int, each time.
 		}
 		sagas = append(sagas, s)
 	}
-	return bench.Best(ctx, "order transaction, orders", batch, []int{n * 3 * batch}, each, func(ctx context.Context, worker int) (int, error) {
+	return bench.Best(ctx, bench.CeilingOrder, batch, []int{n * 3 * batch}, each, func(ctx context.Context, worker int) (int, error) {
 		_, err := sagas[worker%n].Place(ctx, order.Placement{
 			CustomerID: fmt.Sprint("customer-", worker), Lines: []order.Line{{SKU: fmt.Sprint("item-", worker%ceilingItems), Quantity: 1, UnitPrice: 5}}, Amount: 5,
 		})
@@ -114,7 +114,7 @@ func stepCeiling(ctx context.Context, url string, batch int, each time.Duration)
 		return best, err
 	}
 	defer pool.Close()
-	return bench.Best(ctx, "step transaction (stock), steps", batch, []int{1, 2, 4, 8}, each, func(ctx context.Context, worker int) (int, error) {
+	return bench.Best(ctx, bench.CeilingStep, batch, []int{1, 2, 4, 8}, each, func(ctx context.Context, worker int) (int, error) {
 		evs, ids := make([]inbox.Event, batch), make([][16]byte, batch)
 		for i := range evs {
 			id := uuid.Must(uuid.NewV7())

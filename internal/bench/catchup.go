@@ -12,6 +12,12 @@ type CatchUp struct {
 	EventsPerOrder  float64 `json:"events_per_order"`
 }
 
+// The pieces whose ceilings say what PostgreSQL alone allows.
+const (
+	CeilingOrder = "order transaction, orders"
+	CeilingStep  = "step transaction (stock), steps"
+)
+
 // Ceiling is how fast a piece alone can be, on the same machine and settings.
 type Ceiling struct {
 	Name        string  `json:"name"`

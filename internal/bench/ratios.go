@@ -65,16 +65,17 @@ func (r Report) figures() (all []Figure) {
 	}
 	for _, s := range services {
 		if most := r.mostMemory(s); most > 0 {
-			all = append(all, Figure{"resident memory of " + s + ", at most (MiB)", most, memoryBar, true})
+			all = append(all, Figure{"resident memory of " + s + " at rates that hold, at most (MiB)", most, memoryBar, true})
 		}
 	}
 	return all
 }
 
-// mostMemory is the most of an instance of a service in the product's points at fixed rates and days of a soak.
+// mostMemory is the most of an instance of a service in the product's points at fixed rates and days of a soak. At a rate that
+// does not hold, it depends on how many requests wait, which is the client's affair.
 func (r Report) mostMemory(service string) (mib float64) {
 	for _, p := range r.Runs {
-		if p.System == CDC && p.Part == PartLatency {
+		if p.System == CDC && p.Part == PartLatency && p.Holds() {
 			mib = max(mib, p.most(service))
 		}
 	}
@@ -113,6 +114,7 @@ func (r Report) ratios() (all []Ratio) {
 	most := func(system string) float64 { return float64(r.Max[system]) }
 	add("highest rate that holds (orders/s), cdc / poller", most(CDC), most(Poller), 0.9, false)
 	add("highest rate that holds, cdc / one transaction an event", most(CDC), most(Single), 25, false)
+	add("highest rate that holds / what the bare transactions allow (orders/s), cdc", most(CDC), r.allowed(), 0, false)
 	add("highest rate that holds, one single item / uniform", most(Keyed(CDC, "one item")), most(Keyed(CDC, "uniform")), 0.8, false)
 	cases := []string{}
 	for _, g := range r.groups(PartGrowth) {
@@ -131,6 +133,19 @@ func (r Report) ratios() (all []Ratio) {
 		add("events/s while catching up / events/s at the highest rate, "+c.System, c.EventsPerSecond, most(c.System)*c.EventsPerOrder, 2, false)
 	}
 	return all
+}
+
+// allowed is how many orders/s PostgreSQL could do if it had the machine to itself: an order takes one transaction that places it,
+// and four steps, which are two commands carried out and two answers taken; all in the largest batches that were tried.
+func (r Report) allowed() float64 {
+	best := map[string]float64{}
+	for _, c := range r.Ceilings {
+		best[c.Name] = max(best[c.Name], c.PerSecond)
+	}
+	if best[CeilingOrder] == 0 || best[CeilingStep] == 0 {
+		return 0
+	}
+	return 1 / (1/best[CeilingOrder] + 4/best[CeilingStep])
 }
 
 // Keyed is the key of a case of a system in [Report.Max].

@@ -24,6 +24,7 @@ func report() Report {
 	r.Runs = append(r.Runs,
 		Point{System: Poller, Part: PartLatency, Rate: 500, Achieved: 500, P50: 15, P99: 30, WALPerOrder: 5000, CPU: map[string]float64{"relay": 40, "postgres": 120}},
 		Point{System: Poller, Part: PartLatency, Rate: 200, Achieved: 200, P50: 30, P99: 1500},
+		Point{System: CDC, Part: PartLatency, Rate: 9000, P99: 1500, Memory: map[string]float64{"order-service": 130}},
 		Point{System: CDC, Part: PartLatency, Rate: 0, Cores: map[string]float64{"connect": 0.16, "postgres": 0.01, "walsenders": 0.002}},
 		Point{System: Poller, Part: PartLatency, Rate: 0, Cores: map[string]float64{"relay": 0.05, "postgres": 0.1}},
 		Point{System: CDC, Part: PartGrowth, Case: "0 orders", Rate: 500, P99: 20}, Point{System: CDC, Part: PartGrowth, Case: "<1 million> orders", Rate: 500, P99: 30})
@@ -34,7 +35,8 @@ func report() Report {
 	r.Found("cdc: 0 orders", 8000)
 	r.Found("cdc: <1 million> orders", 7600)
 	r.CatchUps = []CatchUp{{System: CDC, EventsPerSecond: 64_000, EventsPerOrder: 4}}
-	r.Ceilings = []Ceiling{{Name: "bare thing", Concurrency: 2, Batch: 200, PerSecond: 12_345}}
+	r.Ceilings = []Ceiling{{Name: "bare thing", Concurrency: 2, Batch: 200, PerSecond: 12_345},
+		{Name: CeilingOrder, Batch: 1, PerSecond: 1000}, {Name: CeilingOrder, Batch: 200, PerSecond: 40_000}, {Name: CeilingStep, Batch: 200, PerSecond: 160_000}}
 	return r
 }
 
@@ -44,8 +46,8 @@ func TestMarkdown(t *testing.T) {
 		"| cdc |  | 500 | 500 | 6.0 (5.0–7.0) | 20.0 (20.0–20.0) |", "| 101, 0, 31, 0, 3, 21 |", "| 33, 25, 61, 90 | 0.0, 0.0, 0.3 |", "| poller |  | 200 (does not hold) | 200 | 30.0 | 1500.0 |",
 		"| cdc | **8000** | 7000 8100 8000 |", "| poller | **10000** | 10000 |", "| 0.0100 | 0.0020 | 0.0000 | 0.1600 | 0.0000 |", "| bare thing | 2 | 200 | 12345 |", "Kafka 4",
 		"| p50 at 500 orders/s (ms) | **6** | ≤ 7 | met |", "| p99 at 500 orders/s (ms) | **20** | | |", "| highest rate that holds (orders/s) | **8000** | ≥ 8000 | met |",
-		"| worker CPU when idle (cores) | **0.16** | ≤ 0.2 | met |", "| resident memory of order-service, at most (MiB) | **33** | ≤ 60 | met |",
-		"| resident memory of payment-service, at most (MiB) | **62** | ≤ 60 | **missed** |", "**0.80** | ≤ 0.65 | **missed** |", "**0.40** | ≤ 0.5 | met |",
+		"| worker CPU when idle (cores) | **0.16** | ≤ 0.2 | met |", "| resident memory of order-service at rates that hold, at most (MiB) | **33** | ≤ 60 | met |",
+		"| resident memory of payment-service at rates that hold, at most (MiB) | **62** | ≤ 60 | **missed** |", "**0.80** | ≤ 0.65 | **missed** |", "**0.40** | ≤ 0.5 | met |",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
@@ -65,13 +67,14 @@ func TestRatios(t *testing.T) {
 		ratio float64
 		ok    bool
 	}{
-		"p50 at 500 orders/s (ms), cdc / poller":                         {0.4, true},
-		"WAL per order at 500 orders/s (bytes), cdc / poller":            {0.8, false},
-		"database CPU when idle (cores), cdc / poller":                   {0.12, true},
-		"highest rate that holds (orders/s), cdc / poller":               {0.8, false},
-		"p99 at 500 orders/s (ms), <1 million> orders / 0 orders":        {1.5, false},
-		"highest rate that holds, <1 million> orders / 0 orders":         {0.95, true},
-		"events/s while catching up / events/s at the highest rate, cdc": {2, true},
+		"p50 at 500 orders/s (ms), cdc / poller":                                     {0.4, true},
+		"WAL per order at 500 orders/s (bytes), cdc / poller":                        {0.8, false},
+		"database CPU when idle (cores), cdc / poller":                               {0.12, true},
+		"highest rate that holds (orders/s), cdc / poller":                           {0.8, false},
+		"p99 at 500 orders/s (ms), <1 million> orders / 0 orders":                    {1.5, false},
+		"highest rate that holds, <1 million> orders / 0 orders":                     {0.95, true},
+		"highest rate that holds / what the bare transactions allow (orders/s), cdc": {0.4, true},
+		"events/s while catching up / events/s at the highest rate, cdc":             {2, true},
 	} {
 		if r, ok := got[name]; !ok || r.Ratio != want.ratio || r.OK() != want.ok {
 			t.Errorf("%s: %+v, want %v", name, r, want)
