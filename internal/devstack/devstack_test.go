@@ -125,6 +125,39 @@ func TestLife(t *testing.T) {
 			}
 		}
 	})
+	t.Run("the worker's timed waits may end late, and its reader sleeps shortly", func(t *testing.T) {
+		settings, err := os.ReadFile(filepath.Join(cfg.Root, "debezium", "timers.env"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		slack := func(name string) string {
+			pid, _ := s.PID(name)
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/timerslack_ns", pid))
+			if err != nil {
+				t.Skip("this system has no timer slack:", err)
+			}
+			return strings.TrimSpace(string(text))
+		}
+		if got := slack(devstack.Connect); !bytes.Contains(settings, []byte("\nTIMER_SLACK_NS="+got+"\n")) {
+			t.Errorf("the worker has %s, not what timers.env says", got)
+		}
+		if worker, broker := slack(devstack.Connect), slack(devstack.Kafka); worker == broker {
+			t.Errorf("the broker has %s too", broker)
+		}
+		pid, _ := s.PID(devstack.Connect)
+		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for variable := range bytes.SplitSeq(env, []byte{0}) {
+			if bytes.HasPrefix(variable, []byte("CDC_POLL_INTERVAL_MS=")) && !bytes.Contains(settings, append(append([]byte("\n"), variable...), '\n')) {
+				t.Errorf("the worker has %s, not what timers.env says", variable)
+			}
+		}
+		if !bytes.Contains(env, []byte("CDC_POLL_INTERVAL_MS=")) {
+			t.Error("the worker has no CDC_POLL_INTERVAL_MS: the connectors need it")
+		}
+	})
 	t.Run("another program finds it running", func(t *testing.T) {
 		var out bytes.Buffer
 		c := cfg

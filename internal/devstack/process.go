@@ -41,6 +41,8 @@ type Process struct {
 	// Temp is its folder for temporary files, if it has one: made anew at each start, because a killed process leaves
 	// them behind.
 	Temp string
+	// Slack is how much later than asked the kernel may end its timed waits; on Linux only.
+	Slack time.Duration
 
 	user *user // nil: the user of this program
 }
@@ -107,7 +109,7 @@ func (s *Stack) Launch(p Process) error {
 		cmd.Dir = "/"
 		cmd.SysProcAttr.Credential = p.user.credential()
 	}
-	if err := cmd.Start(); err != nil {
+	if err := withSlack(p.Slack, cmd.Start); err != nil {
 		return fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	pid := cmd.Process.Pid

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -110,7 +111,7 @@ func TestBrokersOfComposeReadTheSharedFile(t *testing.T) {
 
 func TestWorkersOfComposeReadTheSharedFile(t *testing.T) {
 	dockerfile := read(t, "debezium/Dockerfile")
-	for _, want := range []string{"debezium/worker.properties", "debezium/log4j2.properties", "debezium/jvm.options", "@/opt/connect/jvm.options", "COPY connectors ", "COPY debezium/pom.xml "} {
+	for _, want := range []string{"debezium/worker.properties", "debezium/log4j2.properties", "debezium/jvm.options", "debezium/timers.env", "@/opt/connect/jvm.options", "COPY connectors ", "COPY debezium/pom.xml "} {
 		if !strings.Contains(dockerfile, want) {
 			t.Errorf("debezium/Dockerfile has no %q", want)
 		}
@@ -297,6 +298,39 @@ func TestVersionsAgree(t *testing.T) {
 		if !strings.Contains(read(t, file), "FROM golang:"+golang[1]+"-") {
 			t.Errorf("%s does not build with Go %s, which go.mod asks for", file, golang[1])
 		}
+	}
+}
+
+// A worker in a container waits as one of the native stack does. The script runs here, with a program in place of Connect that says
+// what it was given.
+func TestWorkersOfComposeWaitAsOthersDo(t *testing.T) {
+	if _, err := os.Stat("/proc/self/timerslack_ns"); err != nil {
+		t.Skip("this system has no timer slack:", err)
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"worker.properties": "", "timers.env": read(t, "debezium/timers.env"),
+		"connect-distributed.sh": "#!/bin/sh\ncat /proc/self/timerslack_ns\necho $CDC_POLL_INTERVAL_MS\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script := strings.NewReplacer("/opt/connect", dir, "/opt/kafka/bin", dir, "/tmp/", dir+"/").Replace(read(t, "debezium/connect.sh"))
+	for given, want := range map[string]string{"": "8000000\n2\n", "5": "8000000\n5\n"} {
+		cmd := exec.Command("bash", "-c", script)
+		cmd.Env = append(os.Environ(), "CONNECT_BOOTSTRAP_SERVERS=kafka:9092", "CDC_POLL_INTERVAL_MS="+given)
+		out, err := cmd.CombinedOutput()
+		if string(out) != want || err != nil {
+			t.Errorf("with CDC_POLL_INTERVAL_MS=%q: %q, %v, want %q", given, out, err, want)
+		}
+	}
+	// Where there is no such file, the long interval.
+	script = strings.ReplaceAll(script, "/proc/self/timerslack_ns", "/nowhere/timerslack_ns")
+	cmd := exec.Command("bash", "-c", script)
+	cmd.Env = append(os.Environ(), "CONNECT_BOOTSTRAP_SERVERS=kafka:9092", "CDC_POLL_INTERVAL_MS=")
+	if out, err := cmd.CombinedOutput(); !strings.HasSuffix(string(out), "\n20\n") || err != nil {
+		t.Errorf("without: %q, %v", out, err)
 	}
 }
 
