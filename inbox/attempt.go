@@ -23,15 +23,22 @@ type attempt struct {
 	c     *Consumer
 	items []*item
 
+	began  bool               // it has a connection
 	fresh  map[uuid.UUID]bool // ids that this transaction put into the inbox
 	buried map[recordKey]bool // records without a usable id that are dead letters already
 
 	done, repeated int
 	failed         []failure
 	undo           [][16]byte // ids to take out of the inbox again: their events failed
-	letters        []DeadLetter
+	letters        []letter
 	out            []outbox.Event
 	kept           []*item // not done: failed, or held back by one that failed
+}
+
+// letter is a dead letter to be written, and announced unless it is silent.
+type letter struct {
+	DeadLetter
+	silent bool
 }
 
 type failure struct {
@@ -71,14 +78,25 @@ func (a *attempt) run(ctx context.Context) error {
 	return a.c.cfg.Pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return a.batch(ctx, conn.Conn()) })
 }
 
+// recovered makes a panic of the caller's code an error of the whole attempt: what it left in memory cannot be trusted.
+func recovered(err *error) {
+	if p := recover(); p != nil {
+		*err = refusal{fmt.Errorf("the handler panicked: %v", p)}
+	}
+}
+
 // batch is the transaction in two round trips.
 func (a *attempt) batch(ctx context.Context, conn *pgx.Conn) (err error) {
+	a.began = true
 	defer func() {
-		if err != nil && !conn.IsClosed() {
-			_, rollback := conn.Exec(ctx, "rollback")
-			err = errors.Join(err, rollback)
+		// A connection that a panic left in the middle of something is not put back into the pool.
+		if err != nil && !conn.IsClosed() && !conn.PgConn().IsBusy() {
+			if _, rollback := conn.Exec(ctx, "rollback"); rollback != nil {
+				err = errors.Join(err, rollback)
+			}
 		}
 	}()
+	defer recovered(&err)
 	load := &pgx.Batch{}
 	load.Queue("begin")
 	a.queueRecognize(load)
@@ -96,7 +114,8 @@ func (a *attempt) batch(ctx context.Context, conn *pgx.Conn) (err error) {
 	if err := conn.SendBatch(ctx, load).Close(); err != nil {
 		return errorf("load", err)
 	}
-	if err := a.decide(func(ev Event) ([]outbox.Event, error) { return work.Decide(ev) }); err != nil {
+	// Decide does no I/O: no error of its can be a fault.
+	if err := a.decide(func(ev Event) ([]outbox.Event, error) { return work.Decide(ev) }, func(error) bool { return false }); err != nil {
 		return err
 	}
 	save := &pgx.Batch{}
@@ -114,14 +133,24 @@ func (a *attempt) batch(ctx context.Context, conn *pgx.Conn) (err error) {
 }
 
 // each is the transaction with a savepoint for every event.
-func (a *attempt) each(ctx context.Context, tx pgx.Tx) error {
+func (a *attempt) each(ctx context.Context, tx pgx.Tx) (err error) {
+	a.began = true
+	defer recovered(&err)
 	load := &pgx.Batch{}
 	a.queueRecognize(load)
 	if err := tx.SendBatch(ctx, load).Close(); err != nil {
 		return errorf("record ids", err)
 	}
-	err := a.decide(func(ev Event) ([]outbox.Event, error) {
-		return nil, pgx.BeginFunc(ctx, tx, func(sp pgx.Tx) error { return a.c.cfg.Each(ctx, sp, ev) })
+	err = a.decide(func(ev Event) ([]outbox.Event, error) {
+		return nil, apart(ctx, tx, func(sp pgx.Tx) error { return a.c.cfg.Each(ctx, sp, ev) })
+	}, func(err error) bool {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) {
+			return isFault(err)
+		}
+		// An error of the handler's own, from decoding or from another service, looks like one of the network. It says something
+		// about the database only if this transaction cannot go on.
+		return tx.Conn().IsClosed() || ctx.Err() != nil
 	})
 	if err != nil {
 		return err
@@ -138,6 +167,45 @@ func (a *attempt) each(ctx context.Context, tx pgx.Tx) error {
 	}
 	return nil
 }
+
+// apart runs fn in a savepoint of tx, which fn may end itself.
+func apart(ctx context.Context, tx pgx.Tx, fn func(pgx.Tx) error) error {
+	savepoint, err := tx.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	lent := &lentTx{Tx: savepoint}
+	if err := fn(lent); err != nil {
+		if lent.committed {
+			return undone{fmt.Errorf("the handler committed, then failed: %w", err)}
+		}
+		if rollback := savepoint.Rollback(ctx); rollback != nil && !errors.Is(rollback, pgx.ErrTxClosed) {
+			err = errors.Join(err, rollback)
+		}
+		return err
+	}
+	if err := savepoint.Commit(ctx); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
+		return err
+	}
+	return nil
+}
+
+// lentTx remembers that its user has committed: then what was done cannot be undone alone.
+type lentTx struct {
+	pgx.Tx
+	committed bool
+}
+
+func (t *lentTx) Commit(ctx context.Context) error {
+	err := t.Tx.Commit(ctx)
+	t.committed = t.committed || err == nil
+	return err
+}
+
+// undone is an error for which the whole attempt must be rolled back.
+type undone struct{ error }
+
+func (u undone) Unwrap() error { return u.error }
 
 // queueRecognize queues what tells new records from repeated ones.
 func (a *attempt) queueRecognize(b *pgx.Batch) {
@@ -185,14 +253,9 @@ func (a *attempt) queueRecognize(b *pgx.Batch) {
 	}
 }
 
-// decide goes through the items in order and sorts them by what became of them. A panic of
-// the handler is an error of the whole batch: what it left in memory cannot be trusted.
-func (a *attempt) decide(handle func(Event) ([]outbox.Event, error)) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("the handler panicked: %v", p)
-		}
-	}()
+// decide goes through the items in order and sorts them by what became of them. fault tells which errors of handle say
+// nothing about the event.
+func (a *attempt) decide(handle func(Event) ([]outbox.Event, error), fault func(error) bool) error {
 	held := map[holdKey]bool{}
 	for _, it := range a.items {
 		ev := it.event
@@ -205,24 +268,27 @@ func (a *attempt) decide(handle func(Event) ([]outbox.Event, error)) (err error)
 			a.repeated++
 			continue
 		}
+		delete(a.fresh, ev.ID) // the same id again in this batch is a repetition
 		key := holdKey{partition{ev.Topic, ev.Partition}, ev.Key}
 		if held[key] && it.rejected == nil && it.record.Key != nil {
 			a.keep(it)
 			continue
 		}
-		delete(a.fresh, ev.ID) // the same id again in this batch is a repetition
 		if it.rejected != nil {
 			a.bury(it, it.rejected, it.failures)
 			continue
 		}
 		out, err := handle(ev)
+		var undo undone
 		switch {
 		case err == nil:
 			a.done++
 			a.out = append(a.out, out...)
+		case errors.As(err, &undo):
+			return refusal{err}
 		case IsPermanent(err):
 			a.bury(it, err, it.failures+1)
-		case isFault(err):
+		case fault(err):
 			return err
 		default:
 			held[key] = true
@@ -254,14 +320,15 @@ func (a *attempt) queueOutcome(b *pgx.Batch) error {
 	}
 	if len(a.letters) > 0 {
 		queueLetters(b, a.letters)
-		if announce := a.c.cfg.DeadLetter; announce != nil {
-			for _, d := range a.letters {
-				ev, err := announce(d)
-				if err != nil {
-					return errorf("announce a dead letter", err)
-				}
-				a.out = append(a.out, ev)
+		for _, d := range a.letters {
+			if a.c.cfg.DeadLetter == nil || d.silent {
+				continue
 			}
+			ev, err := a.c.cfg.DeadLetter(d.DeadLetter)
+			if err != nil {
+				return refusal{errorf("announce a dead letter", err)}
+			}
+			a.out = append(a.out, ev)
 		}
 	}
 	return outbox.Queue(b, a.out...)
@@ -288,12 +355,12 @@ func (a *attempt) settle() {
 }
 
 func (a *attempt) bury(it *item, err error, attempts int) {
-	a.letters = append(a.letters, DeadLetter{
+	a.letters = append(a.letters, letter{silent: it.silent, DeadLetter: DeadLetter{
 		ID: outbox.NewID(), EventID: header(it.record, "id"), EventType: header(it.record, "type"),
 		Topic: it.event.Topic, Partition: it.event.Partition, Offset: it.event.Offset, RecordedAt: it.event.Timestamp,
 		Key: it.record.Key, Payload: it.record.Value, Traceparent: header(it.record, "traceparent"),
 		Error: clean(err.Error()), Attempts: cmp.Or(attempts, 1), FailedAt: a.c.now().UTC(), Status: Open,
-	})
+	}})
 }
 
 // committed fails where the server answered COMMIT with ROLLBACK.

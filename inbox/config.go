@@ -35,7 +35,8 @@ type Config struct {
 	// Default: Body stays nil.
 	Decode func(Event) (any, error)
 	// DeadLetter makes the event that announces a dead letter, written in the same
-	// transaction. Default: none; the row in dead_letters is all.
+	// transaction. Its key may be empty, its payload near a MiB and no JSON. If it fails, or the outbox refuses
+	// the event, an error is logged and the row in dead_letters is all. Default: none; the row is all.
 	DeadLetter func(DeadLetter) (outbox.Event, error)
 
 	// MaxBatch is the most events in one transaction. Default 500.
@@ -45,12 +46,13 @@ type Config struct {
 	// Default 8, which with RetryBackoff's default is 1 to 1.5 s.
 	MaxAttempts int
 	// RetryBackoff is the wait before an event's second attempt; it doubles with each
-	// further one. Default 10 ms.
+	// further one, up to 30 s. Default 10 ms.
 	RetryBackoff time.Duration
 	// FaultBackoff is the longest wait between two attempts while the database cannot
 	// work; it starts at 50 ms and doubles. Default 2 s.
 	FaultBackoff time.Duration
-	// Timeout bounds one transaction. Default 15 s. A rebalance waits for the transaction in hand, up to 10 s; then
+	// Timeout bounds one transaction. Default 15 s. A batch that takes longer is rolled back and the next one is half as large,
+	// so MaxBatch times the time of an event should stay below it. A rebalance waits for the transaction in hand, up to 10 s; then
 	// the others of the group go on without this member, and wait for the transaction at the inbox.
 	Timeout time.Duration
 	// SessionTimeout is how long the broker waits for a heartbeat before the partitions
@@ -72,8 +74,8 @@ type Config struct {
 	ClientOptions []kgo.Opt
 }
 
-// Hooks are called from the consumer's goroutine; they must not block. Nil ones
-// are skipped.
+// Hooks are called from the consumer's goroutine; they must not block, nor call the
+// consumer. Nil ones are skipped.
 type Hooks struct {
 	// Committed: a transaction committed. fresh events had an effect, repeated ones
 	// were skipped, dead became dead letters.

@@ -37,6 +37,9 @@ const windowAge = time.Minute
 // maxSkew is how far ahead of this machine's clock an event's id may be.
 const maxSkew = 24 * time.Hour
 
+// maxBackoff is the longest wait for an event's next attempt, where the first one is not longer.
+const maxBackoff = 30 * time.Second
+
 // Consumer consumes topics into the inbox. [New] makes one, [Consumer.Run] runs it.
 type Consumer struct {
 	cfg Config
@@ -47,8 +50,6 @@ type Consumer struct {
 	mu     sync.Mutex
 	client *kgo.Client
 	queue  *queue
-	joined bool  // partitions were assigned since Run began, perhaps none
-	fault  error // why the database cannot work; nil while it can
 	since  time.Time
 	until  time.Time
 	read   time.Time // when since and until were read
@@ -57,8 +58,19 @@ type Consumer struct {
 	refused  error     // why the group will never have this member
 
 	// limit is the size of the next batch. It halves when a batch fails for a reason
-	// that is no fault, down to the culprit, and doubles with each success.
+	// that is no fault, down to the culprit, and doubles with each success, up to most.
 	limit int
+	// most is below Config.MaxBatch after a batch that took longer than Config.Timeout: the same one would again. It halves then,
+	// and grows by a twentieth of MaxBatch with each success.
+	most int
+
+	// health is for Ready, which must not wait for the transaction in hand.
+	health struct {
+		sync.Mutex
+		client *kgo.Client
+		joined bool  // partitions were assigned, perhaps none, and not lost since
+		fault  error // why the database cannot work; nil while it can
+	}
 }
 
 // New checks cfg and makes a consumer. It connects to nothing.
@@ -66,7 +78,7 @@ func New(cfg Config) (*Consumer, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Consumer{cfg: cfg, now: time.Now, queue: newQueue(), limit: cfg.MaxBatch}, nil
+	return &Consumer{cfg: cfg, now: time.Now, queue: newQueue(), limit: cfg.MaxBatch, most: cfg.MaxBatch}, nil
 }
 
 // Run consumes until ctx is done, then finishes the transaction in hand, commits the
@@ -120,10 +132,13 @@ func (c *Consumer) Run(ctx context.Context) error {
 	c.mu.Lock()
 	c.client = client
 	c.mu.Unlock()
+	c.health.Lock()
+	c.health.client = client
+	c.health.Unlock()
 	defer func() {
-		c.mu.Lock()
-		c.client, c.joined = nil, false
-		c.mu.Unlock()
+		c.health.Lock()
+		c.health.client, c.health.joined = nil, false
+		c.health.Unlock()
 	}()
 
 	committing, stop := context.WithCancel(ctx)
@@ -181,11 +196,11 @@ func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
 }
 
 // Ready is nil when the consumer can work: it runs, is a member of its group, a
-// broker answers, and the last transaction did not meet a fault.
+// broker answers, and the last transaction did not meet a fault. It waits for the broker only, until ctx is done.
 func (c *Consumer) Ready(ctx context.Context) error {
-	c.mu.Lock()
-	client, joined, fault := c.client, c.joined, c.fault
-	c.mu.Unlock()
+	c.health.Lock()
+	client, joined, fault := c.health.client, c.health.joined, c.health.fault
+	c.health.Unlock()
 	switch {
 	case client == nil:
 		return errors.New("inbox: the consumer does not run")
@@ -198,6 +213,19 @@ func (c *Consumer) Ready(ctx context.Context) error {
 		return errorf("no broker answers", err)
 	}
 	return nil
+}
+
+// setFault notes why the database cannot work, or that it can.
+func (c *Consumer) setFault(err error) {
+	c.health.Lock()
+	c.health.fault = err
+	c.health.Unlock()
+}
+
+func (c *Consumer) setJoined(joined bool) {
+	c.health.Lock()
+	c.health.joined = joined
+	c.health.Unlock()
 }
 
 // poll waits for records, until wake if that is set, and queues them.
@@ -309,6 +337,9 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	defer c.mu.Unlock()
 	batch, wake := c.queue.ready(c.now(), c.limit)
 	if len(batch) == 0 {
+		if wake.IsZero() { // whatever could not be done is not this instance's any more
+			c.setFault(nil)
+		}
 		return false, wake, nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Timeout)
@@ -317,26 +348,43 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	start := time.Now()
 	a := &attempt{c: c, items: batch}
 	err := c.remember(ctx, batch)
+	unable := err != nil // what the inbox remembers says nothing about the events
 	if err == nil {
 		err = a.run(ctx)
+		unable = isFault(err)
 	}
 	switch {
 	case err == nil:
-		c.fault = nil
+		c.setFault(nil)
 		a.settle()
-		c.limit = min(2*c.limit, c.cfg.MaxBatch)
+		c.most = min(c.most+max(1, c.cfg.MaxBatch/20), c.cfg.MaxBatch)
+		c.limit = min(2*c.limit, c.most)
 		c.queue.settle(func(r *kgo.Record) { c.client.MarkCommitRecords(r) })
 		if h := c.cfg.Hooks.Committed; h != nil {
 			h(a.done, a.repeated, len(a.letters), time.Since(start))
 		}
-	case isFault(err):
-		c.fault, c.read = err, time.Time{}
+	case unable:
+		if a.began && isTimeout(err) {
+			c.most = max(1, len(batch)/2)
+			c.limit = c.most
+		}
+		c.read = time.Time{}
+		c.setFault(err)
 		return true, wake, err
 	case len(batch) > 1:
 		c.limit = len(batch) / 2
-	default:
+	case len(a.letters) == 0 && batch[0].rejected == nil:
 		batch[0].alone = true
 		c.fail(batch[0], err)
+	case c.cfg.DeadLetter != nil && !batch[0].silent:
+		// The event that announces it cannot be made or written. The dead letter itself is what must not be lost.
+		batch[0].silent = true
+		c.cfg.Logger.Error("inbox: a dead letter cannot be announced; it is kept without that event", "event", batch[0].event.ID, "type", batch[0].event.Type,
+			"topic", batch[0].event.Topic, "partition", batch[0].event.Partition, "offset", batch[0].event.Offset, "error", err)
+	default: // not even the row can be written: nothing may be passed over, so all waits until someone has seen to it
+		err = errorf("keep a dead letter", err)
+		c.setFault(err)
+		return true, wake, err
 	}
 	return true, wake, nil
 }
@@ -388,7 +436,11 @@ func (c *Consumer) fail(it *item, err error) {
 		it.rejected, it.retryAt = err, time.Time{}
 		return
 	}
-	it.retryAt = c.now().Add(jitter(c.cfg.RetryBackoff << (it.failures - 1)))
+	wait := c.cfg.RetryBackoff
+	for range it.failures - 1 {
+		wait = min(2*wait, max(maxBackoff, c.cfg.RetryBackoff))
+	}
+	it.retryAt = c.now().Add(jitter(wait))
 	c.cfg.Logger.Debug("inbox: event failed; trying again", "event", it.event.ID, "type", it.event.Type, "attempts", it.failures, "error", err)
 	if c.cfg.Hooks.Retry != nil {
 		c.cfg.Hooks.Retry(it.event, it.failures, err)
@@ -403,7 +455,7 @@ func jitter(d time.Duration) time.Duration {
 func (c *Consumer) assigned(_ context.Context, _ *kgo.Client, gained map[string][]int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.joined = true
+	c.setJoined(true)
 	c.logMove("inbox: partitions taken", gained)
 }
 
@@ -431,6 +483,7 @@ func (c *Consumer) revoked(ctx context.Context, client *kgo.Client, lost map[str
 func (c *Consumer) lost(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.setJoined(false)
 	c.queue.drop(lost)
 	c.logMove("inbox: partitions lost: the group holds this member for dead", lost)
 }

@@ -31,6 +31,9 @@ type rig struct {
 	topic string
 	kafka *kgo.Client
 
+	before   func(payload string)       // is called before each is handled
+	failWith func(payload string) error // the error of what fails; nil: some error
+
 	mu    sync.Mutex
 	tries map[string]int // payload → how often it was handled
 }
@@ -64,11 +67,17 @@ func newRig(t *testing.T) *rig {
 
 // verdict is what the handlers make of a payload.
 func (r *rig) verdict(payload string) error {
+	if r.before != nil {
+		r.before(payload)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.tries[payload]++
 	switch {
 	case strings.HasPrefix(payload, "fails twice") && r.tries[payload] <= 2, strings.HasPrefix(payload, "fails always"):
+		if r.failWith != nil {
+			return r.failWith(payload)
+		}
 		return errors.New("not today")
 	case strings.HasPrefix(payload, "permanent"):
 		return fmt.Errorf("handler: %w", inbox.Permanent(errors.New("never")))
@@ -190,6 +199,13 @@ func (r *rig) strings(sql string) []string {
 		r.t.Fatal(err)
 	}
 	return out
+}
+
+func (r *rig) exec(sql string) {
+	r.t.Helper()
+	if _, err := r.look.Exec(r.t.Context(), sql); err != nil {
+		r.t.Fatal(err)
+	}
 }
 
 // eventually waits until sql returns want rows, of text.
@@ -376,13 +392,7 @@ func TestAFaultIsWaitedOut(t *testing.T) {
 		if err := c.Ready(t.Context()); err != nil {
 			t.Errorf("ready: %v", err)
 		}
-		exec := func(sql string) {
-			t.Helper()
-			if _, err := r.look.Exec(t.Context(), sql); err != nil {
-				t.Fatal(err)
-			}
-		}
-		exec(`ALTER TABLE effects RENAME TO hidden`) // no event is to blame for that
+		r.exec(`ALTER TABLE effects RENAME TO hidden`) // no event is to blame for that
 		for i := range 10 {
 			r.send(event("k", fmt.Sprint("later ", i)))
 		}
@@ -392,9 +402,9 @@ func TestAFaultIsWaitedOut(t *testing.T) {
 		if err := c.Ready(t.Context()); err == nil {
 			t.Error("ready while the database cannot work")
 		}
-		exec(`ALTER TABLE hidden RENAME TO effects`)
+		r.exec(`ALTER TABLE hidden RENAME TO effects`)
 		r.eventually(11, effects)
-		exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'consumer'`)
+		r.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'consumer'`)
 		r.send(event("k", "last"))
 		got := r.eventually(12, effects)
 		if got[11] != "last" {

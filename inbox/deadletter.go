@@ -1,9 +1,11 @@
 package inbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"outboxsaga/outbox"
@@ -71,9 +73,10 @@ const letterColumns = `id, event_id, event_type, topic, partition, "offset", rec
 const insertLetters = `
 INSERT INTO dead_letters (` + letterColumns + `)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::bigint[], $7::timestamptz[],
-                     $8::bytea[], $9::bytea[], $10::text[], $11::text[], $12::integer[], $13::timestamptz[])`
+                     $8::bytea[], $9::bytea[], $10::text[], $11::text[], $12::integer[], $13::timestamptz[])
+ON CONFLICT (topic, partition, "offset", recorded_at) DO NOTHING`
 
-func queueLetters(b *pgx.Batch, letters []DeadLetter) {
+func queueLetters(b *pgx.Batch, letters []letter) {
 	n := len(letters)
 	ids, eventIDs, types, topics := make([][16]byte, n), make([]string, n), make([]string, n), make([]string, n)
 	partitions, offsets, recorded := make([]int32, n), make([]int64, n), make([]time.Time, n)
@@ -212,17 +215,23 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) error {
 	if rejected, fault := judge(it.event.ID, since, until, c.now()); rejected != nil || fault != nil {
 		return errors.Join(rejected, fault)
 	}
+	recorded := idRecorded(d, it.event.ID)
 	return pgx.BeginFunc(ctx, tx, func(sp pgx.Tx) error {
 		ids := [][16]byte{it.event.ID}
 		if c.cfg.Each != nil {
-			if _, err := sp.Exec(ctx, insertIDs, ids); err != nil {
-				return err
+			if tag, err := sp.Exec(ctx, insertIDs, ids); err != nil || tag.RowsAffected() == 0 && !recorded {
+				return cmp.Or(err, errHandled)
 			}
-			return c.cfg.Each(ctx, sp, it.event)
+			return apart(ctx, sp, func(tx pgx.Tx) error { return c.cfg.Each(ctx, tx, it.event) })
 		}
 		work := c.cfg.Batch([]Event{it.event})
 		load := &pgx.Batch{}
-		load.Queue(insertIDs, ids)
+		load.Queue(insertIDs, ids).Exec(func(tag pgconn.CommandTag) error {
+			if tag.RowsAffected() == 0 && !recorded {
+				return errHandled
+			}
+			return nil
+		})
 		work.Load(load)
 		if err := sp.SendBatch(ctx, load).Close(); err != nil {
 			return err
@@ -241,6 +250,15 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) error {
 		}
 		return sp.SendBatch(ctx, save).Close()
 	})
+}
+
+// errHandled: two records had the same id, and neither put it into the inbox, for it was of the future then.
+var errHandled = fmt.Errorf("%w: its event has had its effect meanwhile, from another record with the same id: discard it", ErrResolved)
+
+// idRecorded tells whether the event's id went into the inbox when its record became a dead letter. An id that the inbox could not
+// judge did not, nor that of a record whose type had a NUL byte; until it does, another record with it can be handled.
+func idRecorded(d DeadLetter, id uuid.UUID) bool {
+	return !idTime(id).After(d.FailedAt.Add(maxSkew)) && !strings.ContainsRune(d.EventType, '\uFFFD')
 }
 
 func recordOf(d DeadLetter) *kgo.Record {

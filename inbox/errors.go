@@ -19,10 +19,28 @@ var ErrPartitions = errors.New("records of one key would change partition and lo
 // errNoPartition is a fault of operation: partitions were not prepared in time.
 var errNoPartition = errors.New("inbox: the table has no partition: call inbox.PreparePartitions")
 
+// refusal is an error of the caller's code, whatever it wraps: no fault of the database.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() error { return r.error }
+
+// isTimeout tells a transaction that took too long from a database that did not answer at all.
+func isTimeout(err error) bool {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code == "57014" || pg.Code == "25P04" // statement_timeout, transaction_timeout
+	}
+	return errors.Is(err, context.DeadlineExceeded)
+}
+
 // isFault tells a database that cannot work from a statement that it refused. A
 // fault says nothing about the events: the same batch may succeed later. The classes are
 // those of the PostgreSQL manual, appendix A.
 func isFault(err error) bool {
+	var refused refusal
+	if err == nil || errors.As(err, &refused) {
+		return false
+	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		switch pg.Code {
@@ -31,8 +49,8 @@ func isFault(err error) bool {
 			"25P03", // idle_in_transaction_session_timeout
 			"25P04": // transaction_timeout
 			return true
-		case "23514": // no partition is reported as a check violation of the partitioned table
-			return strings.HasPrefix(pg.Message, "no partition of relation")
+		case "23514": // no partition is reported as a check violation of the partitioned table, in the server's language; a CHECK has a name
+			return pg.ConstraintName == "" && (pg.TableName != "" || strings.HasPrefix(pg.Message, "no partition of relation"))
 		}
 		switch pg.Code[:2] {
 		case "08", // connection exception

@@ -25,7 +25,9 @@
 //
 // The tables come with [Migrations], which build on those of package outbox. One
 // inbox belongs to one consumer group. An event older than the inbox's first
-// partition cannot be proven new and becomes a dead letter.
+// partition cannot be proven new and becomes a dead letter. Call [PreparePartitions]
+// at least once a day: without a partition for an event's id the consumer waits.
+// docs/libraries.md has the rights that a service needs, and what a handler may do.
 package inbox
 
 import (
@@ -74,9 +76,13 @@ type Batch interface {
 	Save(b *pgx.Batch)
 }
 
-// Each handles one event in a transaction that the whole batch shares; it runs
-// inside a savepoint. It writes the events it sends with [outbox.Write] in tx. An error
-// rolls back this event alone.
+// Each handles one event in a transaction that the whole batch shares; tx is a
+// savepoint in it. It writes the events it sends with [outbox.Write] in tx. An error
+// rolls back this event alone. It may commit tx or roll it back itself; if it
+// commits and then fails, the whole batch is rolled back and the event is tried alone.
+//
+// An error is the event's, whatever it wraps, unless PostgreSQL cannot work, the
+// connection of tx is lost or ctx is done.
 //
 // It is the convenience beside [Batch]: simpler, and slower by the round trips
 // that it makes for every event.
@@ -103,7 +109,8 @@ func IsPermanent(err error) bool {
 }
 
 // PreparePartitions makes the partitions that the inbox needs, from past days ago to
-// ahead days from now, and returns how many were missing. past must exceed outbox
+// ahead days from now, and returns how many were missing. Call it at least once a day:
+// without a partition for an event's id the consumer waits. past must exceed outbox
 // retention plus topic retention. Safe in several processes at once and under load.
 func PreparePartitions(ctx context.Context, db outbox.Querier, past, ahead int) (int, error) {
 	var made int

@@ -20,6 +20,7 @@ type item struct {
 	hasID    bool // event.ID is usable: it goes into the inbox
 
 	done     bool
+	silent   bool      // its dead letter cannot be announced
 	failures int       // attempts that failed by an error of unknown kind
 	alone    bool      // it made a whole transaction fail: it runs in one of its own
 	retryAt  time.Time // not before; zero: at once
@@ -32,7 +33,7 @@ const maxBytes = 8 << 20
 type queue struct {
 	parts map[partition]*[]*item
 	order []partition // in which partitions were first seen: fair and stable
-	size  int         // items that are not done
+	size  int         // items in hand: done ones too, until their offset is marked
 }
 
 type partition struct {
@@ -62,11 +63,7 @@ func (q *queue) drop(lost map[string][]int32) {
 			if !ok {
 				continue
 			}
-			for _, it := range *items {
-				if !it.done {
-					q.size--
-				}
-			}
+			q.size -= len(*items)
 			delete(q.parts, p)
 			for i, o := range q.order {
 				if o == p {
@@ -139,6 +136,7 @@ func (q *queue) settle(mark func(*kgo.Record)) {
 			continue
 		}
 		mark((*items)[n-1].record)
+		q.size -= n
 		rest := (*items)[n:]
 		if len(rest) == 0 {
 			rest = nil
@@ -147,10 +145,7 @@ func (q *queue) settle(mark func(*kgo.Record)) {
 	}
 }
 
-func (q *queue) finish(it *item) {
-	it.done = true
-	q.size--
-}
+func (q *queue) finish(it *item) { it.done = true }
 
 // parse reads a record's envelope. What it rejects can never become right.
 func parse(r *kgo.Record, decode func(Event) (any, error)) *item {

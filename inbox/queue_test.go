@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
+
+	"outboxsaga/outbox"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -163,12 +166,85 @@ func TestFaultOrRefusal(t *testing.T) {
 		{pg("42P01"), true}, {pg("42501"), true}, {pg("25006"), true}, {pg("08006"), true}, {pg("55P03"), true},
 		{pg("23505"), false}, {pg("23514"), false}, {pg("22003"), false}, {pg("22021"), false},
 		{&pgconn.PgError{Code: "23514", Message: `no partition of relation "inbox" found for row`}, true},
+		{&pgconn.PgError{Code: "23514", TableName: "inbox", Message: "keine Partition von Relation »inbox« für die Zeile gefunden"}, true},
+		{&pgconn.PgError{Code: "23514", TableName: "inbox", ConstraintName: "named", Message: "no"}, false},
+		{nil, false}, {refusal{fmt.Errorf("own: %w", io.EOF)}, false},
 		{io.ErrUnexpectedEOF, true}, {context.DeadlineExceeded, true}, {pgconn.ErrConnClosed, true},
 		{errNoPartition, true}, {errors.New("anything"), false}, {Permanent(errors.New("x")), false},
 	} {
 		if got := isFault(c.err); got != c.fault {
 			t.Errorf("%v: fault %v, want %v", c.err, got, c.fault)
 		}
+	}
+}
+
+// What waits behind a failing event is in memory, and counts.
+func TestTheQueueCountsWhatItHolds(t *testing.T) {
+	q := newQueue()
+	var items []*item
+	for i := range 4 {
+		it := record(0, int64(i), "")
+		items = append(items, it)
+		q.add(partition{"t", 0}, it)
+	}
+	mark := func(*kgo.Record) {}
+	for _, it := range items[1:] {
+		q.finish(it)
+	}
+	q.settle(mark)
+	if q.size != 4 {
+		t.Errorf("%d, want 4", q.size)
+	}
+	q.finish(items[0])
+	q.add(partition{"t", 0}, record(0, 4, ""))
+	q.settle(mark)
+	if q.size != 1 {
+		t.Errorf("%d, want 1", q.size)
+	}
+	q.drop(map[string][]int32{"t": {0}})
+	if q.size != 0 {
+		t.Errorf("%d, want 0", q.size)
+	}
+}
+
+// The same id comes twice in one batch, from two partitions, and the first waits behind another event: the second is a repetition.
+func TestAnEventThatWaitsIsNotHandledFromElsewhere(t *testing.T) {
+	fails, waits, again := record(0, 0, "k"), record(0, 1, "k"), record(1, 0, "k")
+	fails.event.ID, waits.event.ID = uuid.Must(uuid.NewV7()), uuid.Must(uuid.NewV7())
+	again.event.ID = waits.event.ID
+	for _, it := range []*item{fails, waits, again} {
+		it.hasID = true
+	}
+	a := &attempt{c: &Consumer{}, items: []*item{fails, waits, again}, fresh: map[uuid.UUID]bool{fails.event.ID: true, waits.event.ID: true}}
+	err := a.decide(func(ev Event) ([]outbox.Event, error) {
+		if ev.ID == fails.event.ID {
+			return nil, errors.New("not today")
+		}
+		return nil, nil
+	}, isFault)
+	if err != nil || a.done != 0 || a.repeated != 1 || len(a.kept) != 2 {
+		t.Errorf("%v, %d done, %d repeated, %d kept; want 0, 1, 2", err, a.done, a.repeated, len(a.kept))
+	}
+}
+
+// The database failed, and then this instance lost its partitions: what it is waiting for is another's affair.
+func TestAFaultEndsWithWhatItKeptWaiting(t *testing.T) {
+	c := &Consumer{now: time.Now, queue: newQueue()}
+	c.setFault(errNoPartition)
+	if ran, _, err := c.step(t.Context()); ran || err != nil || c.health.fault != nil {
+		t.Error(ran, err, c.health.fault)
+	}
+}
+
+func TestBackoffIsBounded(t *testing.T) {
+	now := time.Now()
+	c := &Consumer{now: func() time.Time { return now }, cfg: Config{MaxAttempts: 100, RetryBackoff: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)}}
+	it := record(0, 0, "k")
+	for it.failures < 90 {
+		c.fail(it, errors.New("x"))
+	}
+	if wait := it.retryAt.Sub(now); wait > maxBackoff || wait < maxBackoff/2 {
+		t.Errorf("waits %s", wait)
 	}
 }
 

@@ -220,6 +220,7 @@ func grant(ctx context.Context, tx pgx.Tx, d Database) error {
 		"REVOKE UPDATE ON inbox FROM "+login,
 		// What retention and the supervisor know is written by their functions only.
 		"REVOKE INSERT, UPDATE, DELETE ON event_partitions_dropped, event_partitions_sealed, outbox_confirmed FROM "+login,
+		"GRANT EXECUTE ON FUNCTION event_partitions_prepare(text, integer, integer), event_partitions_drop(text, interval) TO "+login,
 		"GRANT SELECT ON outbox TO "+CDC,
 		"GRANT EXECUTE ON FUNCTION outbox_confirmed_topics(name) TO "+CDC,
 		"GRANT SELECT ON outbox, inbox, outbox_confirmed TO "+Supervisor,

@@ -1,0 +1,361 @@
+package inbox_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"outboxsaga/inbox"
+	"outboxsaga/outbox"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// An error of the handler's own that looks like one of the network is about the event, and stops nobody else.
+func TestAHandlersOwnErrorIsNoFault(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		var faults []error
+		cfg.Hooks.Fault = func(err error) { faults = append(faults, err) }
+		own := map[string]error{
+			"fails always to be read": io.ErrUnexpectedEOF, "fails always to find the host": &net.OpError{Op: "dial", Err: errors.New("no such host")},
+			"fails always in time": context.DeadlineExceeded,
+		}
+		r.failWith = func(payload string) error { return own[payload] }
+		for payload := range own {
+			r.send(event(payload, payload), event("other", "after "+payload))
+		}
+		_, stop := r.start(cfg)
+		r.eventually(len(own), effects)
+		r.eventually(len(own), `SELECT error FROM dead_letters WHERE attempts = 8`)
+		stop()
+		if len(faults) != 0 {
+			t.Errorf("faults: %v", faults)
+		}
+	})
+}
+
+// A batch that takes longer than a transaction may is cut down until it does not.
+func TestABatchThatTakesTooLong(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		cfg.Timeout = time.Second
+		r.before = func(string) { time.Sleep(30 * time.Millisecond) } // 64 of them take two seconds
+		const n = 64
+		for i := range n {
+			r.send(event(fmt.Sprint("key ", i), "x"))
+		}
+		r.start(cfg)
+		r.eventually(n, effects)
+		if letters := r.strings(`SELECT error FROM dead_letters`); len(letters) != 0 {
+			t.Errorf("dead letters: %q", letters)
+		}
+	})
+}
+
+// lines collects log lines.
+type lines struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// The announcement of a dead letter is less than the letter, and much less than all other events.
+func TestADeadLetterThatCannotBeAnnouncedIsKept(t *testing.T) {
+	for name, change := range map[string]func(*rig, *inbox.Config){
+		"the hook fails": func(_ *rig, cfg *inbox.Config) {
+			cfg.DeadLetter = func(inbox.DeadLetter) (outbox.Event, error) { return outbox.Event{}, io.EOF }
+		},
+		"the hook panics": func(_ *rig, cfg *inbox.Config) {
+			cfg.DeadLetter = func(inbox.DeadLetter) (outbox.Event, error) { panic("boom") }
+		},
+		"the event is none": func(_ *rig, cfg *inbox.Config) {
+			cfg.DeadLetter = func(d inbox.DeadLetter) (outbox.Event, error) { return outbox.New("dlt", "test", "", "dead", d) }
+		},
+		"the outbox refuses it": func(r *rig, _ *inbox.Config) {
+			r.exec(`ALTER TABLE outbox ADD CONSTRAINT topics CHECK (topic <> 'dlt')`)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+				log := &lines{}
+				cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+				change(r, &cfg)
+				noID := event("k", "no id")
+				noID.Headers = nil
+				r.send(event("k", "first"), event("bad", "permanent"), noID, event("k", "last"))
+				r.start(cfg)
+				r.eventually(2, effects)
+				got := r.eventually(2, `SELECT encode(payload, 'escape') || ': ' || error FROM dead_letters ORDER BY payload`)
+				if want := []string{`no id: the record has no header "id": it was not sent through an outbox`, "permanent: handler: never"}; !slices.Equal(got, want) {
+					t.Errorf("dead letters %q, want %q", got, want)
+				}
+				r.send(event("k", "after"))
+				r.eventually(3, effects)
+				if n := strings.Count(log.String(), "cannot be announced"); n != 2 {
+					t.Errorf("%d lines say that, want 2, in\n%s", n, log)
+				}
+			})
+		})
+	}
+}
+
+// Where not even the row can be written, nothing is passed over, and somebody is told.
+func TestADeadLetterThatCannotBeKeptIsWaitedFor(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		faults := make(chan error, 1000)
+		cfg.Hooks.Fault = func(err error) { faults <- err }
+		r.exec(`ALTER TABLE dead_letters ADD CONSTRAINT none CHECK (topic = '')`)
+		r.send(event("k", "permanent"))
+		c, _ := r.start(cfg)
+		for range 3 {
+			if err := <-faults; !strings.Contains(err.Error(), "keep a dead letter") {
+				t.Errorf("fault %v", err)
+			}
+		}
+		if err := c.Ready(t.Context()); err == nil {
+			t.Error("ready while nothing moves")
+		}
+		r.exec(`ALTER TABLE dead_letters DROP CONSTRAINT none`)
+		r.eventually(1, `SELECT error FROM dead_letters`)
+		r.send(event("k", "last"))
+		r.eventually(1, effects)
+	})
+}
+
+// A handler may end the savepoint that it was given, as one does elsewhere. What it did counts once, or not at all.
+func TestAHandlerMayEndItsTransaction(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Each = func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
+		defer func() { _ = tx.Rollback(ctx) }()
+		if err := r.each(ctx, tx, ev); err != nil {
+			return err
+		}
+		switch string(ev.Payload) {
+		case "rolls back":
+			return tx.Rollback(ctx)
+		case "commits, then fails":
+			return errors.Join(tx.Commit(ctx), errors.New("too late"))
+		}
+		return tx.Commit(ctx)
+	}
+	c, _ := r.start(cfg)
+	r.send(event("a", "first"), event("b", "rolls back"), event("c", "commits, then fails"), event("d", "fails always"), event("e", "last"))
+	got := r.eventually(2, effects)
+	letters := r.eventually(2, `SELECT encode(payload, 'escape') || ' ' || attempts FROM dead_letters ORDER BY payload`)
+	if want := []string{"commits, then fails 8", "fails always 8"}; !slices.Equal(letters, want) {
+		t.Errorf("dead letters %q, want %q", letters, want)
+	}
+	open, err := c.DeadLetters(t.Context(), inbox.DeadLetterFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range open {
+		if err := c.Redrive(t.Context(), d.ID, "me"); err == nil {
+			t.Errorf("redriven: %s", d.Payload)
+		}
+	}
+	if got = r.strings(effects); !slices.Equal(got, []string{"first", "last"}) {
+		t.Errorf("effects %q", got)
+	}
+	if ids := r.strings(`SELECT event_id::text FROM inbox`); len(ids) != 5 {
+		t.Errorf("%d ids in the inbox, want 5", len(ids))
+	}
+}
+
+// panicky panics in the step that its event names.
+type panicky struct {
+	batch
+	in string
+}
+
+func (b *panicky) panicIn(step string) {
+	if b.in == step {
+		panic("boom")
+	}
+}
+
+func (b *panicky) Load(q *pgx.Batch) {
+	b.panicIn("panics in Load")
+	q.Queue(`SELECT 1`).Query(func(pgx.Rows) error {
+		b.panicIn("panics in a callback")
+		return nil
+	})
+}
+
+func (b *panicky) Save(q *pgx.Batch) {
+	b.panicIn("panics in Save")
+	b.batch.Save(q)
+}
+
+// A panic anywhere in the caller's code ends neither the process nor the other events.
+func TestAPanicIsTheCulpritsAlone(t *testing.T) {
+	for _, in := range []string{"panics in Batch", "panics in Load", "panics in a callback", "panics in Save"} {
+		t.Run(in, func(t *testing.T) {
+			r := newRig(t)
+			cfg := r.config()
+			cfg.Batch = func(events []inbox.Event) inbox.Batch {
+				b := &panicky{batch: batch{rig: r}}
+				for _, ev := range events {
+					if string(ev.Payload) == in {
+						b.in = in
+					}
+				}
+				b.panicIn("panics in Batch")
+				return b
+			}
+			for i := range 20 {
+				r.send(event(fmt.Sprint("key ", i), "good"))
+				if i == 10 {
+					r.send(event("culprit", in))
+				}
+			}
+			r.start(cfg)
+			r.eventually(20, effects)
+			got := r.eventually(1, `SELECT encode(payload, 'escape') || ' ' || error FROM dead_letters`)
+			if want := in + " the handler panicked: boom"; got[0] != want {
+				t.Errorf("dead letter %q, want %q", got[0], want)
+			}
+		})
+	}
+}
+
+// Two records with one id that was of the future became two dead letters, and the inbox knows of neither.
+func TestRedrivingTwoLettersOfOneEventHasOneEffect(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		c, _ := r.start(cfg)
+		future := eventOf(-30*time.Hour, "k", "once")
+		r.send(future, copyOf(future))
+		r.eventually(2, `SELECT error FROM dead_letters`)
+		// Two days later: the ids are not in the future any more. Nobody waits for that here.
+		r.exec(`UPDATE dead_letters SET failed_at = failed_at - interval '2 days', event_id = '` + id(eventOf(0, "k", "")) + `'`)
+		letters, err := c.DeadLetters(t.Context(), inbox.DeadLetterFilter{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Redrive(t.Context(), letters[0].ID, "me"); err != nil {
+			t.Error(err)
+		}
+		if err := c.Redrive(t.Context(), letters[1].ID, "me"); !errors.Is(err, inbox.ErrResolved) {
+			t.Errorf("the other one: %v", err)
+		}
+		if got := r.strings(effects); !slices.Equal(got, []string{"once"}) {
+			t.Errorf("effects %q", got)
+		}
+	})
+}
+
+// A missing partition is known by what PostgreSQL says in every language.
+func TestNoPartition(t *testing.T) {
+	r := newRig(t)
+	for _, insert := range []string{
+		`INSERT INTO inbox (event_id) VALUES ('ffffffff-ffff-7fff-bfff-ffffffffffff')`,
+		`INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload) VALUES ('ffffffff-ffff-7fff-bfff-ffffffffffff', 't', 'a', 'k', 't', '{}')`,
+	} {
+		_, err := r.look.Exec(t.Context(), insert)
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) || pg.Code != "23514" || pg.ConstraintName != "" || pg.TableName == "" {
+			t.Errorf("%s: %+v", insert, pg)
+		}
+	}
+	// One of the user's own, with another name, says nothing about days.
+	r.exec(`CREATE TABLE inbox_default PARTITION OF inbox DEFAULT`)
+	if _, _, err := inbox.Window(t.Context(), r.look); err != nil {
+		t.Error(err)
+	}
+}
+
+// The rights that docs/libraries.md names are enough, and needed: with them a consumer does all that it can be asked for.
+func TestRights(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		// A name of its own in each database: roles belong to the whole instance.
+		role := "mailer_" + strings.ReplaceAll(r.topic, "-", "_")
+		r.exec(`CREATE ROLE ` + role + ` LOGIN`)
+		t.Cleanup(func() { _, _ = r.look.Exec(context.Background(), `DROP OWNED BY `+role+`; DROP ROLE `+role) })
+		try := func(want string, sql string, args ...any) {
+			t.Helper()
+			_, err := r.look.Exec(t.Context(), `SET ROLE `+role)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = r.look.Exec(t.Context(), sql, args...)
+			var pg *pgconn.PgError
+			if errors.As(err, &pg) != (want != "") || pg != nil && pg.Code != want {
+				t.Errorf("%s: %v, want %q", sql, err, want)
+			}
+			r.exec(`RESET ROLE`)
+		}
+		one := r.look.Config().Copy()
+		one.MaxConns = 1 // SET ROLE is of a connection
+		pool, err := pgxpool.NewWithConfig(t.Context(), one)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer pool.Close()
+		r.look = pool
+		try("42501", `SELECT event_partitions_drop('inbox', '1 day')`)
+		try("42501", `SELECT event_partitions_prepare('inbox', 11, 7)`)
+		r.exec(fmt.Sprintf(`
+			GRANT USAGE ON SCHEMA public TO %[1]s;
+			GRANT SELECT, INSERT ON outbox TO %[1]s;
+			GRANT SELECT, INSERT, DELETE ON inbox TO %[1]s;
+			GRANT SELECT, INSERT, UPDATE ON dead_letters TO %[1]s;
+			GRANT EXECUTE ON FUNCTION event_partitions_prepare(text, integer, integer), event_partitions_drop(text, interval) TO %[1]s;
+			GRANT SELECT, INSERT ON effects TO %[1]s;
+			GRANT USAGE ON SEQUENCE effects_n_seq TO %[1]s`, role))
+		limited := r.pool.Config().Copy()
+		limited.ConnConfig.User = role
+		if cfg.Pool, err = pgxpool.NewWithConfig(t.Context(), limited); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(cfg.Pool.Close)
+		c, stop := r.start(cfg)
+		defer stop()
+		r.send(event("a", "good"), event("b", "fails twice"), event("c", "permanent"), event("d", "permanent too"))
+		r.eventually(2, effects)
+		r.eventually(2, `SELECT error FROM dead_letters`)
+		letters, err := c.DeadLetters(t.Context(), inbox.DeadLetterFilter{Status: inbox.Open})
+		if err != nil || len(letters) != 2 {
+			t.Fatalf("%v, %v", letters, err)
+		}
+		if err := c.Discard(t.Context(), letters[0].ID, "me", "a test"); err != nil {
+			t.Error(err)
+		}
+		if err := c.Redrive(t.Context(), letters[1].ID, "me"); err == nil || !strings.Contains(err.Error(), "never") {
+			t.Error(err)
+		}
+		if _, err := outbox.PreparePartitions(t.Context(), cfg.Pool, 7); err != nil {
+			t.Error(err)
+		}
+		if _, err := inbox.PreparePartitions(t.Context(), cfg.Pool, 11, 7); err != nil {
+			t.Error(err)
+		}
+		if _, _, err := inbox.DropPartitions(t.Context(), cfg.Pool, 11*day); err != nil {
+			t.Error(err)
+		}
+		if _, _, err := outbox.DropPartitions(t.Context(), cfg.Pool, 3*day); err != nil {
+			t.Error(err)
+		}
+	})
+}
