@@ -24,6 +24,8 @@ type attempt struct {
 	items []*item
 
 	began  bool               // it has a connection
+	lost   bool               // the connection was lost
+	unable bool               // a handler's error was the database's
 	fresh  map[uuid.UUID]bool // ids that this transaction put into the inbox
 	buried map[recordKey]bool // records without a usable id that are dead letters already
 
@@ -38,7 +40,8 @@ type attempt struct {
 // letter is a dead letter to be written, and announced unless it is silent.
 type letter struct {
 	DeadLetter
-	silent bool
+	silent   bool
+	recorded bool // the inbox has its event's id
 }
 
 type failure struct {
@@ -72,10 +75,16 @@ WHERE (topic, partition, "offset", recorded_at) IN
 )
 
 func (a *attempt) run(ctx context.Context) error {
-	if a.c.cfg.Each != nil {
-		return pgx.BeginFunc(ctx, a.c.cfg.Pool, func(tx pgx.Tx) error { return a.each(ctx, tx) })
-	}
-	return a.c.cfg.Pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return a.batch(ctx, conn.Conn()) })
+	return a.c.cfg.Pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) (err error) {
+		a.began = true
+		if a.c.cfg.Each != nil {
+			err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return a.each(ctx, tx) })
+		} else {
+			err = a.batch(ctx, conn.Conn())
+		}
+		a.lost = conn.Conn().IsClosed()
+		return err
+	})
 }
 
 // recovered makes a panic of the caller's code an error of the whole attempt: what it left in memory cannot be trusted.
@@ -87,7 +96,6 @@ func recovered(err *error) {
 
 // batch is the transaction in two round trips.
 func (a *attempt) batch(ctx context.Context, conn *pgx.Conn) (err error) {
-	a.began = true
 	defer func() {
 		// A connection that a panic left in the middle of something is not put back into the pool.
 		if err != nil && !conn.IsClosed() && !conn.PgConn().IsBusy() {
@@ -112,7 +120,7 @@ func (a *attempt) batch(ctx context.Context, conn *pgx.Conn) (err error) {
 		work.Load(load)
 	}
 	if err := conn.SendBatch(ctx, load).Close(); err != nil {
-		return errorf("load", err)
+		return blame(ctx, conn, errorf("load", err))
 	}
 	// Decide does no I/O: no error of its can be a fault.
 	if err := a.decide(func(ev Event) ([]outbox.Event, error) { return work.Decide(ev) }, func(error) bool { return false }); err != nil {
@@ -121,6 +129,11 @@ func (a *attempt) batch(ctx context.Context, conn *pgx.Conn) (err error) {
 	save := &pgx.Batch{}
 	if work != nil && a.done > 0 {
 		work.Save(save)
+		for _, q := range save.QueuedQueries {
+			if q.Fn != nil { // it would be asked after the commit
+				return refusal{errors.New("inbox: Save queued a statement with a callback, which could refuse nothing any more: let SQL raise the error")}
+			}
+		}
 	}
 	if err := a.queueOutcome(save); err != nil {
 		return err
@@ -134,7 +147,6 @@ func (a *attempt) batch(ctx context.Context, conn *pgx.Conn) (err error) {
 
 // each is the transaction with a savepoint for every event.
 func (a *attempt) each(ctx context.Context, tx pgx.Tx) (err error) {
-	a.began = true
 	defer recovered(&err)
 	load := &pgx.Batch{}
 	a.queueRecognize(load)
@@ -144,13 +156,7 @@ func (a *attempt) each(ctx context.Context, tx pgx.Tx) (err error) {
 	err = a.decide(func(ev Event) ([]outbox.Event, error) {
 		return nil, apart(ctx, tx, func(sp pgx.Tx) error { return a.c.cfg.Each(ctx, sp, ev) })
 	}, func(err error) bool {
-		var pg *pgconn.PgError
-		if errors.As(err, &pg) {
-			return isFault(err)
-		}
-		// An error of the handler's own, from decoding or from another service, looks like one of the network. It says something
-		// about the database only if this transaction cannot go on.
-		return tx.Conn().IsClosed() || ctx.Err() != nil
+		return isFault(blame(ctx, tx.Conn(), err)) || tx.Conn().IsClosed() || ctx.Err() != nil
 	})
 	if err != nil {
 		return err
@@ -168,37 +174,62 @@ func (a *attempt) each(ctx context.Context, tx pgx.Tx) (err error) {
 	return nil
 }
 
-// apart runs fn in a savepoint of tx, which fn may end itself.
+// blame marks an error that the caller's code has brought, from decoding or from another service: it may look like one of the network,
+// but says something about the database only if PostgreSQL has told it, or the transaction cannot go on.
+func blame(ctx context.Context, conn *pgx.Conn, err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) || conn.IsClosed() || ctx.Err() != nil {
+		return err
+	}
+	return refusal{err}
+}
+
+// apart runs fn in a savepoint of tx, which fn may end itself. An error that is [undone] leaves open what of fn's work stands.
 func apart(ctx context.Context, tx pgx.Tx, fn func(pgx.Tx) error) error {
 	savepoint, err := tx.Begin(ctx)
 	if err != nil {
 		return err
 	}
 	lent := &lentTx{Tx: savepoint}
-	if err := fn(lent); err != nil {
-		if lent.committed {
-			return undone{fmt.Errorf("the handler committed, then failed: %w", err)}
-		}
+	err = fn(lent)
+	switch {
+	case tx.Conn().PgConn().IsBusy():
+		return undone{errors.Join(err, errors.New("the handler left rows open: close them before it returns"))}
+	case lent.broken != nil: // pgx holds it for ended, PostgreSQL may not
+		return undone{errors.Join(err, lent.broken)}
+	case err != nil && lent.committed:
+		return undone{fmt.Errorf("the handler committed, then failed: %w", err)}
+	case err != nil:
 		if rollback := savepoint.Rollback(ctx); rollback != nil && !errors.Is(rollback, pgx.ErrTxClosed) {
-			err = errors.Join(err, rollback)
+			return undone{errors.Join(err, rollback)}
 		}
 		return err
 	}
 	if err := savepoint.Commit(ctx); err != nil && !errors.Is(err, pgx.ErrTxClosed) {
-		return err
+		return undone{err}
 	}
 	return nil
 }
 
-// lentTx remembers that its user has committed: then what was done cannot be undone alone.
+// lentTx remembers how its user has ended it.
 type lentTx struct {
 	pgx.Tx
 	committed bool
+	broken    error // it could not be ended, for want of time perhaps
 }
 
 func (t *lentTx) Commit(ctx context.Context) error {
 	err := t.Tx.Commit(ctx)
 	t.committed = t.committed || err == nil
+	return t.ended(err)
+}
+
+func (t *lentTx) Rollback(ctx context.Context) error { return t.ended(t.Tx.Rollback(ctx)) }
+
+func (t *lentTx) ended(err error) error {
+	if err != nil && !errors.Is(err, pgx.ErrTxClosed) {
+		t.broken = errors.Join(t.broken, err)
+	}
 	return err
 }
 
@@ -284,12 +315,13 @@ func (a *attempt) decide(handle func(Event) ([]outbox.Event, error), fault func(
 		case err == nil:
 			a.done++
 			a.out = append(a.out, out...)
+		case fault(err):
+			a.unable = true
+			return err
 		case errors.As(err, &undo):
 			return refusal{err}
 		case IsPermanent(err):
 			a.bury(it, err, it.failures+1)
-		case fault(err):
-			return err
 		default:
 			held[key] = true
 			a.failed = append(a.failed, failure{it, err})
@@ -355,7 +387,7 @@ func (a *attempt) settle() {
 }
 
 func (a *attempt) bury(it *item, err error, attempts int) {
-	a.letters = append(a.letters, letter{silent: it.silent, DeadLetter: DeadLetter{
+	a.letters = append(a.letters, letter{silent: it.silent, recorded: it.hasID, DeadLetter: DeadLetter{
 		ID: outbox.NewID(), EventID: header(it.record, "id"), EventType: header(it.record, "type"),
 		Topic: it.event.Topic, Partition: it.event.Partition, Offset: it.event.Offset, RecordedAt: it.event.Timestamp,
 		Key: it.record.Key, Payload: it.record.Value, Traceparent: header(it.record, "traceparent"),

@@ -37,8 +37,12 @@ const windowAge = time.Minute
 // maxSkew is how far ahead of this machine's clock an event's id may be.
 const maxSkew = 24 * time.Hour
 
-// maxBackoff is the longest wait for an event's next attempt, where the first one is not longer.
-const maxBackoff = 30 * time.Second
+// firstBackoff is the wait after a fault, which doubles. maxBackoff is the longest wait for an event's next attempt, where the first one
+// is not longer.
+const (
+	firstBackoff = 50 * time.Millisecond
+	maxBackoff   = 30 * time.Second
+)
 
 // Consumer consumes topics into the inbox. [New] makes one, [Consumer.Run] runs it.
 type Consumer struct {
@@ -60,8 +64,8 @@ type Consumer struct {
 	// limit is the size of the next batch. It halves when a batch fails for a reason
 	// that is no fault, down to the culprit, and doubles with each success, up to most.
 	limit int
-	// most is below Config.MaxBatch after a batch that took longer than Config.Timeout: the same one would again. It halves then,
-	// and grows by a twentieth of MaxBatch with each success.
+	// most is below Config.MaxBatch after a batch that took longer than Config.Timeout, or lost its connection: the same one might again.
+	// It halves then, and grows by a twentieth of MaxBatch with each success.
 	most int
 
 	// health is for Ready, which must not wait for the transaction in hand.
@@ -307,11 +311,11 @@ func (c *Consumer) pending() int {
 // A fault of the database is waited out here, with c.mu free, so that a rebalance
 // can take partitions away meanwhile.
 func (c *Consumer) work(ctx context.Context) time.Time {
-	backoff := 50 * time.Millisecond
+	backoff := firstBackoff
 	for ctx.Err() == nil {
 		ran, wake, fault := c.step(ctx)
 		if fault == nil {
-			backoff = 50 * time.Millisecond
+			backoff = firstBackoff
 			if !ran {
 				return wake
 			}
@@ -351,7 +355,7 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	unable := err != nil // what the inbox remembers says nothing about the events
 	if err == nil {
 		err = a.run(ctx)
-		unable = isFault(err)
+		unable = err != nil && (a.unable || isFault(err))
 	}
 	switch {
 	case err == nil:
@@ -364,9 +368,16 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 			h(a.done, a.repeated, len(a.letters), time.Since(start))
 		}
 	case unable:
-		if a.began && isTimeout(err) {
-			c.most = max(1, len(batch)/2)
+		switch it := batch[0]; {
+		case !a.began || !a.lost && !isTimeout(err) && ctx.Err() == nil:
+		case len(batch) > 1:
+			c.most = len(batch) / 2
 			c.limit = c.most
+		default: // perhaps it is this event that takes too long, or ends the connection: meanwhile others may pass
+			// The waits grow far beyond what an attempt takes, or such events would be all that is ever tried.
+			it.alone = true
+			it.retryAt = c.now().Add(jitter(min(firstBackoff<<min(it.stalls, 20), max(maxBackoff, 64*c.cfg.Timeout))))
+			it.stalls++
 		}
 		c.read = time.Time{}
 		c.setFault(err)

@@ -70,25 +70,28 @@ var (
 
 const letterColumns = `id, event_id, event_type, topic, partition, "offset", recorded_at, key, payload, traceparent, error, attempts, failed_at`
 
+// A record whose id was of the future is a dead letter; read again later, it can be handled, fail, and be one again: the same.
 const insertLetters = `
-INSERT INTO dead_letters (` + letterColumns + `)
+INSERT INTO dead_letters (` + letterColumns + `, recorded)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::integer[], $6::bigint[], $7::timestamptz[],
-                     $8::bytea[], $9::bytea[], $10::text[], $11::text[], $12::integer[], $13::timestamptz[])
-ON CONFLICT (topic, partition, "offset", recorded_at) DO NOTHING`
+                     $8::bytea[], $9::bytea[], $10::text[], $11::text[], $12::integer[], $13::timestamptz[], $14::boolean[])
+ON CONFLICT (topic, partition, "offset", recorded_at) DO UPDATE SET
+	id = excluded.id, error = excluded.error, attempts = excluded.attempts, failed_at = excluded.failed_at, recorded = dead_letters.recorded OR excluded.recorded
+WHERE dead_letters.status = 'open'`
 
 func queueLetters(b *pgx.Batch, letters []letter) {
 	n := len(letters)
 	ids, eventIDs, types, topics := make([][16]byte, n), make([]string, n), make([]string, n), make([]string, n)
 	partitions, offsets, recorded := make([]int32, n), make([]int64, n), make([]time.Time, n)
 	keys, payloads, traces := make([][]byte, n), make([][]byte, n), make([]string, n)
-	errs, attempts, failed := make([]string, n), make([]int32, n), make([]time.Time, n)
+	errs, attempts, failed, inInbox := make([]string, n), make([]int32, n), make([]time.Time, n), make([]bool, n)
 	for i, d := range letters {
 		ids[i], eventIDs[i], types[i], topics[i] = d.ID, d.EventID, d.EventType, d.Topic
 		partitions[i], offsets[i], recorded[i] = d.Partition, d.Offset, d.RecordedAt
 		keys[i], payloads[i], traces[i] = notNil(d.Key), notNil(d.Payload), d.Traceparent
-		errs[i], attempts[i], failed[i] = d.Error, int32(d.Attempts), d.FailedAt
+		errs[i], attempts[i], failed[i], inInbox[i] = d.Error, int32(d.Attempts), d.FailedAt, d.recorded
 	}
-	b.Queue(insertLetters, ids, eventIDs, types, topics, partitions, offsets, recorded, keys, payloads, traces, errs, attempts, failed)
+	b.Queue(insertLetters, ids, eventIDs, types, topics, partitions, offsets, recorded, keys, payloads, traces, errs, attempts, failed, inInbox)
 }
 
 // notNil: a record without key or value is kept as an empty one.
@@ -183,7 +186,7 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 					return err
 				}
 				if refused = c.rerun(ctx, tx, d); refused != nil {
-					if isFault(refused) || isConflict(refused) {
+					if isFault(refused) || isConflict(refused) || conn.Conn().PgConn().IsBusy() {
 						return refused
 					}
 					_, err := tx.Exec(ctx, `UPDATE dead_letters SET attempts = attempts + 1, error = $2 WHERE id = $1`, id, clean(refused.Error()))
@@ -215,14 +218,24 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) error {
 	if rejected, fault := judge(it.event.ID, since, until, c.now()); rejected != nil || fault != nil {
 		return errors.Join(rejected, fault)
 	}
-	recorded := idRecorded(d, it.event.ID)
+	// An id that the inbox could not judge then is not in it, and another record with it may have been handled since.
+	var recorded bool
+	// Of older letters: not those that were of the future, nor with a NUL byte in the type.
+	if err := tx.QueryRow(ctx, `SELECT coalesce(recorded, $2) FROM dead_letters WHERE id = $1`, d.ID,
+		!idTime(it.event.ID).After(d.FailedAt.Add(maxSkew)) && !strings.ContainsRune(d.EventType, '\uFFFD')).Scan(&recorded); err != nil {
+		return err
+	}
 	return pgx.BeginFunc(ctx, tx, func(sp pgx.Tx) error {
 		ids := [][16]byte{it.event.ID}
 		if c.cfg.Each != nil {
 			if tag, err := sp.Exec(ctx, insertIDs, ids); err != nil || tag.RowsAffected() == 0 && !recorded {
 				return cmp.Or(err, errHandled)
 			}
-			return apart(ctx, sp, func(tx pgx.Tx) error { return c.cfg.Each(ctx, tx, it.event) })
+			err := apart(ctx, sp, func(tx pgx.Tx) error { return c.cfg.Each(ctx, tx, it.event) })
+			if err != nil {
+				err = blame(ctx, tx.Conn(), err)
+			}
+			return err
 		}
 		work := c.cfg.Batch([]Event{it.event})
 		load := &pgx.Batch{}
@@ -252,14 +265,8 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) error {
 	})
 }
 
-// errHandled: two records had the same id, and neither put it into the inbox, for it was of the future then.
+// errHandled: two records had the same id, and this one did not put it into the inbox when it became a dead letter.
 var errHandled = fmt.Errorf("%w: its event has had its effect meanwhile, from another record with the same id: discard it", ErrResolved)
-
-// idRecorded tells whether the event's id went into the inbox when its record became a dead letter. An id that the inbox could not
-// judge did not, nor that of a record whose type had a NUL byte; until it does, another record with it can be handled.
-func idRecorded(d DeadLetter, id uuid.UUID) bool {
-	return !idTime(id).After(d.FailedAt.Add(maxSkew)) && !strings.ContainsRune(d.EventType, '\uFFFD')
-}
 
 func recordOf(d DeadLetter) *kgo.Record {
 	r := &kgo.Record{

@@ -155,16 +155,24 @@ func TestAHandlerMayEndItsTransaction(t *testing.T) {
 		switch string(ev.Payload) {
 		case "rolls back":
 			return tx.Rollback(ctx)
+		case "rolls back too late":
+			over, cancel := context.WithCancel(ctx)
+			cancel()
+			return errors.Join(errors.New("too late"), tx.Rollback(over))
+		case "leaves rows open":
+			_, err := tx.Query(ctx, `SELECT generate_series(1, 10000)`)
+			return err
 		case "commits, then fails":
 			return errors.Join(tx.Commit(ctx), errors.New("too late"))
 		}
 		return tx.Commit(ctx)
 	}
 	c, _ := r.start(cfg)
-	r.send(event("a", "first"), event("b", "rolls back"), event("c", "commits, then fails"), event("d", "fails always"), event("e", "last"))
+	r.send(event("a", "first"), event("b", "rolls back"), event("c", "commits, then fails"), event("d", "fails always"), event("e", "rolls back too late"),
+		event("f", "leaves rows open"), event("g", "last"))
 	got := r.eventually(2, effects)
-	letters := r.eventually(2, `SELECT encode(payload, 'escape') || ' ' || attempts FROM dead_letters ORDER BY payload`)
-	if want := []string{"commits, then fails 8", "fails always 8"}; !slices.Equal(letters, want) {
+	letters := r.eventually(4, `SELECT encode(payload, 'escape') || ' ' || attempts FROM dead_letters ORDER BY payload`)
+	if want := []string{"commits, then fails 8", "fails always 8", "leaves rows open 8", "rolls back too late 8"}; !slices.Equal(letters, want) {
 		t.Errorf("dead letters %q, want %q", letters, want)
 	}
 	open, err := c.DeadLetters(t.Context(), inbox.DeadLetterFilter{})
@@ -176,11 +184,11 @@ func TestAHandlerMayEndItsTransaction(t *testing.T) {
 			t.Errorf("redriven: %s", d.Payload)
 		}
 	}
-	if got = r.strings(effects); !slices.Equal(got, []string{"first", "last"}) {
+	if got = r.strings(`SELECT payload FROM effects ORDER BY payload`); !slices.Equal(got, []string{"first", "last"}) {
 		t.Errorf("effects %q", got)
 	}
-	if ids := r.strings(`SELECT event_id::text FROM inbox`); len(ids) != 5 {
-		t.Errorf("%d ids in the inbox, want 5", len(ids))
+	if ids := r.strings(`SELECT event_id::text FROM inbox`); len(ids) != 7 {
+		t.Errorf("%d ids in the inbox, want 7", len(ids))
 	}
 }
 
@@ -249,7 +257,7 @@ func TestRedrivingTwoLettersOfOneEventHasOneEffect(t *testing.T) {
 		r.send(future, copyOf(future))
 		r.eventually(2, `SELECT error FROM dead_letters`)
 		// Two days later: the ids are not in the future any more. Nobody waits for that here.
-		r.exec(`UPDATE dead_letters SET failed_at = failed_at - interval '2 days', event_id = '` + id(eventOf(0, "k", "")) + `'`)
+		r.exec(`UPDATE dead_letters SET event_id = '` + id(eventOf(0, "k", "")) + `'`)
 		letters, err := c.DeadLetters(t.Context(), inbox.DeadLetterFilter{})
 		if err != nil {
 			t.Fatal(err)
@@ -264,6 +272,86 @@ func TestRedrivingTwoLettersOfOneEventHasOneEffect(t *testing.T) {
 			t.Errorf("effects %q", got)
 		}
 	})
+}
+
+// An event that never ends, or takes its connection with it, waits alone: others pass, and what it has done does not stand.
+func TestAnEventThatTakesTooLongAlone(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Timeout, cfg.MaxBatch = 500*time.Millisecond, 8
+	cfg.Each = func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
+		if err := r.each(ctx, tx, ev); err != nil {
+			return err
+		}
+		switch string(ev.Payload) {
+		case "hangs":
+			<-ctx.Done()
+			return ctx.Err()
+		case "cancels":
+			short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+			defer cancel()
+			_, err := tx.Exec(short, `SELECT pg_sleep(10)`)
+			return err
+		}
+		return nil
+	}
+	for i := range 5 {
+		r.send(event(fmt.Sprint("hangs ", i), "hangs"), event("cancels", "cancels"), event(fmt.Sprint("key ", i), "good"))
+	}
+	r.start(cfg)
+	r.eventually(5, effects)
+	r.send(event("later", "good"))
+	if got := r.eventually(6, effects); slices.Contains(got, "hangs") || slices.Contains(got, "cancels") {
+		t.Errorf("effects %q", got)
+	}
+}
+
+// A callback of Load may refuse with any error of its own; one of Save comes too late.
+func TestCallbacksOfABatch(t *testing.T) {
+	for in, want := range map[string]string{
+		"fails in a callback of Load": "inbox: load: unexpected EOF", "has a callback of Save": "inbox: Save queued a statement with a callback",
+	} {
+		t.Run(in, func(t *testing.T) {
+			r := newRig(t)
+			cfg := r.config()
+			cfg.Batch = func(events []inbox.Event) inbox.Batch {
+				b := &calling{batch: batch{rig: r}}
+				for _, ev := range events {
+					if string(ev.Payload) == in {
+						b.in = in
+					}
+				}
+				return b
+			}
+			r.send(event("a", "good"), event("b", in), event("c", "good"))
+			r.start(cfg)
+			r.eventually(2, effects)
+			if got := r.eventually(1, `SELECT error FROM dead_letters`); !strings.HasPrefix(got[0], want) {
+				t.Errorf("%q, want %q", got[0], want)
+			}
+		})
+	}
+}
+
+type calling struct {
+	batch
+	in string
+}
+
+func (b *calling) Load(q *pgx.Batch) {
+	q.Queue(`SELECT 1`).Query(func(pgx.Rows) error {
+		if b.in == "fails in a callback of Load" {
+			return io.ErrUnexpectedEOF
+		}
+		return nil
+	})
+}
+
+func (b *calling) Save(q *pgx.Batch) {
+	b.batch.Save(q)
+	if b.in == "has a callback of Save" {
+		q.Queue(`SELECT 1`).Exec(func(pgconn.CommandTag) error { return nil })
+	}
 }
 
 // A missing partition is known by what PostgreSQL says in every language.
@@ -292,7 +380,8 @@ func TestRights(t *testing.T) {
 		// A name of its own in each database: roles belong to the whole instance.
 		role := "mailer_" + strings.ReplaceAll(r.topic, "-", "_")
 		r.exec(`CREATE ROLE ` + role + ` LOGIN`)
-		t.Cleanup(func() { _, _ = r.look.Exec(context.Background(), `DROP OWNED BY `+role+`; DROP ROLE `+role) })
+		owner := r.look
+		t.Cleanup(func() { _, _ = owner.Exec(context.Background(), `DROP OWNED BY `+role+`; DROP ROLE `+role) })
 		try := func(want string, sql string, args ...any) {
 			t.Helper()
 			_, err := r.look.Exec(t.Context(), `SET ROLE `+role)
@@ -356,6 +445,24 @@ func TestRights(t *testing.T) {
 		}
 		if _, _, err := outbox.DropPartitions(t.Context(), cfg.Pool, 3*day); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// A record whose dead letter is open, and whose id the inbox does not have, fails for good once more: it is the same letter.
+func TestADeadLetterThatComesAgain(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		_, stop := r.start(cfg)
+		r.send(event("k", "permanent"))
+		r.eventually(1, `SELECT id::text FROM dead_letters`)
+		stop()
+		r.exec(`DELETE FROM inbox; UPDATE dead_letters SET recorded = false`)
+		cfg.Group += "-again"
+		r.start(cfg)
+		r.send(event("k", "last"))
+		r.eventually(1, effects)
+		if got := r.strings(`SELECT status || ' ' || recorded FROM dead_letters JOIN outbox USING (id) WHERE outbox.topic = 'dlt'`); !slices.Equal(got, []string{"open true"}) {
+			t.Errorf("letters that were announced as they are kept: %q", got)
 		}
 	})
 }

@@ -72,7 +72,8 @@ type Batch interface {
 	// state in memory, and returns the events to send. It does no I/O. When it
 	// returns an error it must have changed nothing; the rest of the batch goes on.
 	Decide(ev Event) ([]outbox.Event, error)
-	// Save queues the statements that write the changed state.
+	// Save queues the statements that write the changed state, without callbacks:
+	// they would run after the commit. What must be refused raises an error in SQL.
 	Save(b *pgx.Batch)
 }
 

@@ -21,6 +21,7 @@ type item struct {
 
 	done     bool
 	silent   bool      // its dead letter cannot be announced
+	stalls   int       // attempts that took too long, or lost the connection, in a batch of its own
 	failures int       // attempts that failed by an error of unknown kind
 	alone    bool      // it made a whole transaction fail: it runs in one of its own
 	retryAt  time.Time // not before; zero: at once
@@ -91,6 +92,7 @@ func (q *queue) dropTopics(topics []string) {
 // zero if nothing waits.
 func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) {
 	bytes := 0
+	var alone *item // after what can run together: it may take its time
 	for _, p := range q.order {
 		var held map[string]bool
 		hold := func(it *item) {
@@ -109,8 +111,8 @@ func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) 
 					wake = it.retryAt
 				}
 			case it.alone && it.rejected == nil:
-				if len(batch) == 0 {
-					return []*item{it}, time.Time{}
+				if alone == nil {
+					alone = it
 				}
 				hold(it)
 			default:
@@ -120,6 +122,9 @@ func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) 
 				}
 			}
 		}
+	}
+	if len(batch) == 0 && alone != nil {
+		return []*item{alone}, time.Time{}
 	}
 	return batch, wake
 }

@@ -53,6 +53,13 @@ func TestReadyHoldsBackOnlyTheKeyThatWaits(t *testing.T) {
 		t.Errorf("wake %v, want the earliest retry", wake.Sub(now))
 	}
 	batch, _ = q.ready(now.Add(time.Second), 10)
+	if got, want := offsets(batch), "0:1 0:3 0:5 1:0"; got != want {
+		t.Errorf("the culprit of a transaction goes before %s, want it after %s", got, want)
+	}
+	for _, it := range batch {
+		q.finish(it)
+	}
+	batch, _ = q.ready(now.Add(time.Second), 10)
 	if got, want := offsets(batch), "0:0"; got != want {
 		t.Errorf("the culprit of a transaction runs with %s, want it alone: %s", got, want)
 	}

@@ -15,7 +15,7 @@ func main() {
 }
 
 func open(rt service.Runtime) (service.Service, error) {
-	timeout, err := rt.Duration("ORDER_TIMEOUT", 60*time.Second)
+	timeout, err := rt.Duration("ORDER_TIMEOUT", 60*time.Second, time.Second)
 	if err != nil {
 		return service.Service{}, err
 	}

@@ -38,7 +38,10 @@ register() {
       409 | 000) [ $SECONDS -lt $deadline ] || die "connector $1: Kafka Connect is still busy after $timeout s" ; sleep 0.2 ;;
       *) ! grep -q "Failed to find any class" "$answer" ||
         die "connector $1: the Connect worker at $url does not have the Debezium plugin: unpack debezium-connector-postgres into a folder of its plugin.path and restart it"
-        die "connector $1: Kafka Connect answers $code: $(jq -r '.message // .' "$answer" 2>/dev/null || cat "$answer")" ;;
+        local advice=""
+        # shellcheck disable=SC2016 # the worker leaves it as it is
+        ! grep -qF '${env:' "$answer" || advice="; set the variable in the environment of every Connect worker and restart them"
+        die "connector $1: Kafka Connect answers $code: $(jq -r '.message // .' "$answer" 2>/dev/null || cat "$answer")$advice" ;;
     esac
   done
 }

@@ -222,7 +222,11 @@ func (c Client) call(ctx context.Context, method, path string, body []byte, out 
 			if bytes.Contains(text, []byte("Failed to find any class")) {
 				return errNoPlugin
 			}
-			return fmt.Errorf("%s %s: Kafka Connect answers %s: %s", method, path, res.Status, bytes.TrimSpace(text))
+			advice := ""
+			if bytes.Contains(text, []byte("${env:")) { // the worker leaves it as it is
+				advice = "; set the variable in the environment of every Connect worker and restart them"
+			}
+			return fmt.Errorf("%s %s: Kafka Connect answers %s: %s%s", method, path, res.Status, bytes.TrimSpace(text), advice)
 		case out == nil:
 			return nil
 		}

@@ -382,6 +382,17 @@ func TestRebalance(t *testing.T) {
 	}
 }
 
+func TestAVariableThatTheWorkerLacksIsNamed(t *testing.T) {
+	url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusBadRequest)
+		_, _ = w.Write([]byte(`{"message": "Invalid value ${env:CDC_X} for configuration poll.interval.ms"}`))
+	})
+	_, err := (connect.Client{URL: url}).Status(t.Context(), "orderdb")
+	if err == nil || !strings.Contains(err.Error(), "${env:CDC_X} for configuration poll.interval.ms; set the variable in the environment of every Connect worker") {
+		t.Error(err)
+	}
+}
+
 func serve(t *testing.T, handler http.HandlerFunc) (url string) {
 	t.Helper()
 	srv := httptest.NewServer(handler)

@@ -33,7 +33,10 @@ func (s *Stack) timers() (slack time.Duration, env []string, err error) {
 		if err != nil || ns < 0 || settings[pollInterval] == "" {
 			return 0, nil, fmt.Errorf("%s must set TIMER_SLACK_NS to nanoseconds, and %s to milliseconds", file, pollInterval)
 		}
-		slack, interval = time.Duration(ns), settings[pollInterval]
+		// Some sandboxes do not know of it.
+		if withSlack(time.Duration(ns), func() error { return nil }) == nil {
+			slack, interval = time.Duration(ns), settings[pollInterval]
+		}
 	}
 	if given := os.Getenv(pollInterval); given != "" {
 		interval = given

@@ -136,8 +136,11 @@ func newLogger(getenv func(string) string, stderr io.Writer, name string) (*slog
 }
 
 // poolSize is the default of DATABASE_POOL_SIZE: the consumer and the writers use one
-// connection each, the rest is for reads.
-const poolSize = 8
+// connection each, the rest is for reads. With fewer than leastPool there is no rest.
+const (
+	poolSize  = 8
+	leastPool = 4
+)
 
 func poolConfig(getenv func(string) string, name string) (*pgxpool.Config, error) {
 	text := getenv("DATABASE_URL")
@@ -150,8 +153,8 @@ func poolConfig(getenv func(string) string, name string) (*pgxpool.Config, error
 	}
 	if text := getenv("DATABASE_POOL_SIZE"); text != "" {
 		n, err := strconv.Atoi(text)
-		if err != nil || n < 4 || n > 1000 {
-			return nil, badConfig("DATABASE_POOL_SIZE is %q: it must be a whole number from 4 to 1000", text)
+		if err != nil || n < leastPool || n > 1000 {
+			return nil, badConfig("DATABASE_POOL_SIZE is %q: it must be a whole number from %d to 1000", text, leastPool)
 		}
 		cfg.MaxConns = int32(n)
 	}
@@ -177,8 +180,15 @@ func PoolConfig(databaseURL, name string) (*pgxpool.Config, error) {
 		}
 		return nil, fmt.Errorf("cannot be used: %s", reason)
 	}
-	cfg.MaxConns = poolSize
-	cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	given := u.Query()
+	if !given.Has("pool_max_conns") {
+		cfg.MaxConns = poolSize
+	} else if cfg.MaxConns < leastPool {
+		return nil, fmt.Errorf("has pool_max_conns=%d: it must be %d or more", cfg.MaxConns, leastPool)
+	}
+	if !given.Has("connect_timeout") {
+		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
+	}
 	for key, value := range map[string]string{
 		"application_name":                    name,
 		"statement_timeout":                   "10s",

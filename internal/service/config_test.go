@@ -45,6 +45,9 @@ func TestTheURLsOwnSettingsWin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if own, err := PoolConfig("postgres://u@h/db?pool_max_conns=32&connect_timeout=2", "x"); err != nil || own.MaxConns != 32 || own.ConnConfig.ConnectTimeout != 2*time.Second {
+		t.Error(own.MaxConns, own.ConnConfig.ConnectTimeout, err)
+	}
 	if p := c.pool.ConnConfig.RuntimeParams; p["statement_timeout"] != "3s" || p["application_name"] != "x" || p["jit"] != "off" || c.pool.MaxConns != poolSize {
 		t.Error(p, c.pool.MaxConns)
 	}
@@ -62,6 +65,7 @@ func TestBadConfigurationIsOneClearLine(t *testing.T) {
 		{"DATABASE_URL", "postgres://u:s3cret@h/db?sslmode=maybe", "sslmode"},
 		{"DATABASE_URL", "postgres://u:s3cret@h/db?sslrootcert=/no/such/file&sslmode=verify-full", "DATABASE_URL"},
 		{"DATABASE_URL", "postgres://u:s3cret@h/db?pool_max_conns=x", "pool_max_conns"},
+		{"DATABASE_URL", "postgres://u:s3cret@h/db?pool_max_conns=3", "4 or more"},
 		{"DATABASE_POOL_SIZE", "0", "DATABASE_POOL_SIZE"},
 		{"DATABASE_POOL_SIZE", "x", "DATABASE_POOL_SIZE"},
 		{"KAFKA_BROKERS", "", "KAFKA_BROKERS is not set"},
@@ -106,13 +110,16 @@ func TestBadConfigurationIsOneClearLine(t *testing.T) {
 
 func TestDuration(t *testing.T) {
 	rt := Runtime{getenv: environment("ORDER_TIMEOUT", "90s", "BAD", "soon")}
-	if d, err := rt.Duration("ORDER_TIMEOUT", time.Second); d != 90*time.Second || err != nil {
+	if d, err := rt.Duration("ORDER_TIMEOUT", time.Second, 90*time.Second); d != 90*time.Second || err != nil {
 		t.Error(d, err)
 	}
-	if d, err := rt.Duration("ABSENT", time.Second); d != time.Second || err != nil {
+	if d, err := rt.Duration("ABSENT", time.Second, 0); d != time.Second || err != nil {
 		t.Error(d, err)
 	}
-	if _, err := rt.Duration("BAD", time.Second); !errors.As(err, new(configError)) {
+	if _, err := rt.Duration("BAD", time.Second, 0); !errors.As(err, new(configError)) {
+		t.Error(err)
+	}
+	if _, err := rt.Duration("ORDER_TIMEOUT", time.Second, 91*time.Second); !errors.As(err, new(configError)) || !strings.Contains(err.Error(), "ORDER_TIMEOUT is 1m30s: it must be 1m31s or more") {
 		t.Error(err)
 	}
 }

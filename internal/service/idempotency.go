@@ -75,10 +75,11 @@ SELECT * FROM unnest($1::text[], $2::text[], $3::bytea[], $4::text[])
 ON CONFLICT DO NOTHING RETURNING scope, key`
 
 	// A statement of its own, because it must see what another transaction committed
-	// while the INSERT waited for it.
+	// while the INSERT waited for it. It locks, so that a repetition that has nothing else to write waits
+	// at its commit for a synchronous standby too: the first one may have been cancelled while it waited.
 	selectKeys = `
 SELECT scope, key, hash, response FROM idempotency_keys
-WHERE (scope, key) IN (SELECT * FROM unnest($1::text[], $2::text[]))`
+WHERE (scope, key) IN (SELECT * FROM unnest($1::text[], $2::text[])) FOR KEY SHARE`
 
 	deleteKeys = `
 DELETE FROM idempotency_keys WHERE (scope, key) IN

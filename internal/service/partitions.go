@@ -54,12 +54,18 @@ func dropPartitions(ctx context.Context, pool *pgxpool.Pool, cfg config, m *metr
 		"inbox": func() ([]string, *outbox.Kept, error) { return inbox.DropPartitions(bounded, pool, cfg.inboxRetention) },
 	} {
 		kept, err := m.drop(bounded, cfg, table, drop)
-		failed = errors.Join(failed, err)
+		if err != nil { // what is kept is as it was, as far as is known
+			failed = errors.Join(failed, err)
+			continue
+		}
 		for _, reason := range outbox.Reasons() {
-			m.kept.WithLabelValues(table, string(reason)).Set(0)
+			is := 0.0
+			if kept != nil && kept.Reason == reason {
+				is = 1
+			}
+			m.kept.WithLabelValues(table, string(reason)).Set(is)
 		}
 		if kept != nil {
-			m.kept.WithLabelValues(table, string(kept.Reason)).Set(1)
 			if kept.Reason != outbox.Busy {
 				cfg.log.Warn("partition kept past its retention", "table", table, "partition", kept.Partition, "reason", kept.Reason, "detail", kept.Detail)
 			}

@@ -85,10 +85,14 @@ type Runtime struct {
 	getenv func(string) string
 }
 
-// Duration reads a time like 60s or 1m30s from the environment variable name. An error is one
+// Duration reads a time like 60s or 1m30s, and no less than least, from the environment variable name. An error is one
 // of configuration.
-func (rt Runtime) Duration(name string, def time.Duration) (time.Duration, error) {
-	return duration(rt.getenv, name, def)
+func (rt Runtime) Duration(name string, def, least time.Duration) (time.Duration, error) {
+	d, err := duration(rt.getenv, name, def)
+	if err == nil && d < least {
+		err = badConfig("%s is %s: it must be %s or more", name, d, least)
+	}
+	return d, err
 }
 
 const (

@@ -45,10 +45,13 @@ func database(t testing.TB) *pgxpool.Pool {
 }
 
 // join starts one more instance.
-func join(t testing.TB, pool *pgxpool.Pool, timeout time.Duration) office {
+func join(t testing.TB, pool *pgxpool.Pool, timeout time.Duration, change ...func(*order.Saga)) office {
 	t.Helper()
 	draining := make(chan struct{})
 	saga := order.NewSaga(service.Runtime{Pool: pool, Log: slog.New(slog.DiscardHandler), Draining: draining}, timeout)
+	for _, f := range change {
+		f(saga)
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error)
 	work := saga.Background()

@@ -34,6 +34,8 @@ const (
 	secondLook = 2 * time.Minute
 	// keepSwept is how often the second look's position is kept.
 	keepSwept = 10 * time.Second
+	// sweepTimeout bounds a round. A server that has gone without a word would else be waited for until TCP gives up.
+	sweepTimeout = 15 * time.Second
 )
 
 const (
@@ -47,7 +49,11 @@ SELECT id::text, status, payment_status, payment_command, stock_status, stock_co
 FROM orders WHERE id = ANY($1::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED`
 
 	selectSwept = `SELECT upto FROM orders_swept`
-	updateSwept = `UPDATE orders_swept SET upto = $1 WHERE upto < $1`
+	// Never beyond what PostgreSQL's clock allows: this one, or another instance's, may be ahead.
+	updateSwept = `
+UPDATE orders_swept SET upto = least($1, allowed)
+FROM (SELECT uuidv7_floor(clock_timestamp() - make_interval(secs => $2)) AS allowed) clock
+WHERE upto < least($1, allowed) OR upto > allowed`
 )
 
 // sweep fails orders whose time is over, until ctx is done. It may run in several
@@ -57,12 +63,15 @@ func (s *Saga) sweep(ctx context.Context) error {
 	var kept time.Time
 	for {
 		more, err := func() (bool, error) {
+			ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+			defer cancel()
 			if first == nil {
 				from, err := service.SelectOne[uuid.UUID](ctx, s.pool, "orders_swept", selectSwept)
 				if err != nil || from == nil {
 					return false, err
 				}
-				first, second = &sweeper{s, 0, *from, nil}, &sweeper{s, secondLook, *from, nil}
+				begin := lower(*from, s.until(secondLook))
+				first, second = &sweeper{s, 0, begin, nil}, &sweeper{s, secondLook, begin, nil}
 			}
 			more, err := first.step(ctx)
 			if err != nil {
@@ -73,7 +82,7 @@ func (s *Saga) sweep(ctx context.Context) error {
 				return more, err
 			}
 			kept = time.Now()
-			_, err = s.pool.Exec(ctx, updateSwept, second.done())
+			_, err = s.pool.Exec(ctx, updateSwept, second.done(), (s.timeout + secondLook).Seconds())
 			return false, err
 		}()
 		if err != nil && ctx.Err() == nil {
@@ -102,7 +111,9 @@ type sweeper struct {
 // step looks at the next orders and fails those in progress. more says that there are
 // further ones whose time is over.
 func (w *sweeper) step(ctx context.Context) (more bool, err error) {
-	until := floor(w.saga.now().Add(-w.saga.timeout - w.delay))
+	until := w.saga.until(w.delay)
+	// After a clock that was ahead is set right, orders come that are below what was looked at by it.
+	w.at = lower(w.at, until)
 	var looked int
 	var last *uuid.UUID
 	var open [][16]byte
@@ -155,6 +166,16 @@ func (s *Saga) expire(ctx context.Context, ids [][16]byte) (locked [][16]byte, e
 		}
 	}
 	return locked, nil
+}
+
+// until is the bound of the ids of orders whose time has been over for that long.
+func (s *Saga) until(delay time.Duration) uuid.UUID { return floor(s.now().Add(-s.timeout - delay)) }
+
+func lower(x, y uuid.UUID) uuid.UUID {
+	if string(x[:]) < string(y[:]) {
+		return x
+	}
+	return y
 }
 
 // floor is the lowest UUIDv7 of a time: a bound on the ids of orders placed before.

@@ -2,11 +2,13 @@ package order_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"outboxsaga/events"
 	"outboxsaga/internal/service/servicetest"
+	"outboxsaga/order-service/order"
 
 	"github.com/google/uuid"
 )
@@ -66,13 +68,47 @@ func TestTimeout(t *testing.T) {
 	}
 }
 
+// insertOld makes orders of an hour ago, every other one settled.
+const insertOld = `
+INSERT INTO orders (id, customer_id, payment_command, stock_command, amount, items, created_at, updated_at, status, payment_status, stock_status)
+SELECT uuidv7('-1 hour'), 'alice', uuidv7(), uuidv7(), 1, '[]', now(), now(), s, p, p
+FROM generate_series(1, $1) n, LATERAL (SELECT CASE WHEN n % 2 = 0 THEN 'SUCCESS' ELSE 'IN_PROGRESS' END AS s, CASE WHEN n % 2 = 0 THEN 'SUCCESS' ELSE 'IN_PROGRESS' END AS p) x`
+
+// A clock that was ahead, of this instance or of one before it, must not be what later orders are measured by.
+func TestTimeoutAfterAClockWasAhead(t *testing.T) {
+	const upto = `SELECT (upto > uuidv7('5 minutes'))::text FROM orders_swept`
+	t.Run("of an instance before", func(t *testing.T) {
+		pool := database(t)
+		if _, err := pool.Exec(t.Context(), `UPDATE orders_swept SET upto = uuidv7('1 hour')`); err != nil {
+			t.Fatal(err)
+		}
+		o := join(t, pool, 700*time.Millisecond)
+		o.place(t)
+		eventually(t, o, "FAILED 1", byStatus)
+		eventually(t, o, "false", upto)
+	})
+	t.Run("of this one", func(t *testing.T) {
+		var ahead atomic.Int64
+		ahead.Store(int64(time.Hour))
+		pool := database(t)
+		if _, err := pool.Exec(t.Context(), insertOld, 1); err != nil {
+			t.Fatal(err)
+		}
+		o := join(t, pool, 700*time.Millisecond, func(s *order.Saga) {
+			s.SetClock(func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) })
+		})
+		eventually(t, o, "FAILED 1", byStatus) // the clock that was ahead has looked
+		ahead.Store(0)
+		o.place(t)
+		eventually(t, o, "FAILED 2", byStatus)
+		eventually(t, o, "false", upto)
+	})
+}
+
 // Thousands at once, and by a start long after: in batches, each once.
 func TestTimeoutAfterAnOutage(t *testing.T) {
 	pool := database(t)
-	if _, err := pool.Exec(t.Context(), `
-INSERT INTO orders (id, customer_id, payment_command, stock_command, amount, items, created_at, updated_at, status, payment_status, stock_status)
-SELECT uuidv7('-1 hour'), 'alice', uuidv7(), uuidv7(), 1, '[]', now(), now(), s, p, p
-FROM generate_series(1, 12000) n, LATERAL (SELECT CASE WHEN n % 2 = 0 THEN 'SUCCESS' ELSE 'IN_PROGRESS' END AS s, CASE WHEN n % 2 = 0 THEN 'SUCCESS' ELSE 'IN_PROGRESS' END AS p) x`); err != nil {
+	if _, err := pool.Exec(t.Context(), insertOld, 12000); err != nil {
 		t.Fatal(err)
 	}
 	var offices []office

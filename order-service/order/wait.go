@@ -16,6 +16,9 @@ import (
 // askEvery is how often the waiters ask for what other instances have committed.
 const askEvery = 100 * time.Millisecond
 
+// askTimeout bounds one such question.
+const askTimeout = 5 * time.Second
+
 const selectSettled = `
 SELECT id FROM orders WHERE id = ANY($1::uuid[])
 AND payment_status NOT IN ('IN_PROGRESS', 'COMPENSATING') AND stock_status NOT IN ('IN_PROGRESS', 'COMPENSATING')`
@@ -110,6 +113,9 @@ func (w *waiters) ask(ctx context.Context) {
 	if len(ids) == 0 {
 		return
 	}
+	// A server that has gone without a word would else be waited for until TCP gives up.
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
 	done, err := service.Collect(ctx, w.pool, pgx.RowTo[uuid.UUID], selectSettled, ids)
 	if err != nil {
 		return // the next tick asks again; the waiters have their time limit

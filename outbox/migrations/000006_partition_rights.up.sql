@@ -6,8 +6,9 @@ DECLARE
     grantee oid;
 BEGIN
     FOR grantee IN SELECT a.grantee FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = 'outbox'::regclass
-        AND a.privilege_type = 'INSERT' AND a.grantee NOT IN (0, c.relowner) LOOP
-        EXECUTE format('GRANT EXECUTE ON FUNCTION event_partitions_prepare(text, integer, integer), event_partitions_drop(text, interval) TO %s', grantee::regrole);
+        AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION event_partitions_prepare(text, integer, integer), event_partitions_drop(text, interval) TO %s',
+            CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END);
     END LOOP;
 END $$;
 
