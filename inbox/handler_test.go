@@ -170,7 +170,7 @@ func TestAHandlerMayEndItsTransaction(t *testing.T) {
 	c, _ := r.start(cfg)
 	r.send(event("a", "first"), event("b", "rolls back"), event("c", "commits, then fails"), event("d", "fails always"), event("e", "rolls back too late"),
 		event("f", "leaves rows open"), event("g", "last"))
-	got := r.eventually(2, effects)
+	r.eventually(2, effects)
 	letters := r.eventually(4, `SELECT encode(payload, 'escape') || ' ' || attempts FROM dead_letters ORDER BY payload`)
 	if want := []string{"commits, then fails 8", "fails always 8", "leaves rows open 8", "rolls back too late 8"}; !slices.Equal(letters, want) {
 		t.Errorf("dead letters %q, want %q", letters, want)
@@ -184,7 +184,7 @@ func TestAHandlerMayEndItsTransaction(t *testing.T) {
 			t.Errorf("redriven: %s", d.Payload)
 		}
 	}
-	if got = r.strings(`SELECT payload FROM effects ORDER BY payload`); !slices.Equal(got, []string{"first", "last"}) {
+	if got := r.strings(`SELECT payload FROM effects ORDER BY payload`); !slices.Equal(got, []string{"first", "last"}) {
 		t.Errorf("effects %q", got)
 	}
 	if ids := r.strings(`SELECT event_id::text FROM inbox`); len(ids) != 7 {
