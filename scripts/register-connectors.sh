@@ -39,8 +39,8 @@ register() {
       *) ! grep -q "Failed to find any class" "$answer" ||
         die "connector $1: the Connect worker at $url does not have the Debezium plugin: unpack debezium-connector-postgres into a folder of its plugin.path and restart it"
         local advice=""
-        # shellcheck disable=SC2016 # the worker leaves it as it is
-        ! grep -qF '${env:' "$answer" || advice="; set the variable in the environment of every Connect worker and restart them"
+        ! grep -qF "'poll.interval.ms' value is invalid" "$answer" || # the worker left ${env:…} as it is
+          advice="; set CDC_POLL_INTERVAL_MS (20, or as in debezium/timers.env) in the environment of every Connect worker and restart them"
         die "connector $1: Kafka Connect answers $code: $(jq -r '.message // .' "$answer" 2>/dev/null || cat "$answer")$advice" ;;
     esac
   done

@@ -385,10 +385,10 @@ func TestRebalance(t *testing.T) {
 func TestAVariableThatTheWorkerLacksIsNamed(t *testing.T) {
 	url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
-		_, _ = w.Write([]byte(`{"message": "Invalid value ${env:CDC_X} for configuration poll.interval.ms"}`))
+		_, _ = w.Write([]byte(`{"message": "The 'poll.interval.ms' value is invalid: A long value is expected"}`))
 	})
 	_, err := (connect.Client{URL: url}).Status(t.Context(), "orderdb")
-	if err == nil || !strings.Contains(err.Error(), "${env:CDC_X} for configuration poll.interval.ms; set the variable in the environment of every Connect worker") {
+	if err == nil || !strings.Contains(err.Error(), "A long value is expected; set CDC_POLL_INTERVAL_MS (20, or as in debezium/timers.env) in the environment of every Connect worker") {
 		t.Error(err)
 	}
 }
