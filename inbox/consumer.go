@@ -368,16 +368,8 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 			h(a.done, a.repeated, len(a.letters), time.Since(start))
 		}
 	case unable:
-		switch it := batch[0]; {
-		case !a.began || !a.lost && !isTimeout(err) && ctx.Err() == nil:
-		case len(batch) > 1:
-			c.most = len(batch) / 2
-			c.limit = c.most
-		default: // perhaps it is this event that takes too long, or ends the connection: meanwhile others may pass
-			// The waits grow far beyond what an attempt takes, or such events would be all that is ever tried.
-			it.alone = true
-			it.retryAt = c.now().Add(jitter(min(firstBackoff<<min(it.stalls, 20), max(maxBackoff, 64*c.cfg.Timeout))))
-			it.stalls++
+		if a.began && (a.lost || isTimeout(err) || ctx.Err() != nil) {
+			c.lighten(batch)
 		}
 		c.read = time.Time{}
 		c.setFault(err)
@@ -398,6 +390,20 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 		return true, wake, err
 	}
 	return true, wake, nil
+}
+
+// lighten has less tried at once after a batch that took too long, or lost its connection. If it was one event alone, perhaps that is to
+// blame: it waits, and others may pass. The waits grow far beyond what an attempt takes, or such events would be all that is ever tried.
+func (c *Consumer) lighten(batch []*item) {
+	if len(batch) > 1 {
+		c.most = len(batch) / 2
+		c.limit = c.most
+		return
+	}
+	it := batch[0]
+	it.alone = true
+	it.retryAt = c.now().Add(doubled(firstBackoff, max(maxBackoff, 64*c.cfg.Timeout), it.stalls))
+	it.stalls++
 }
 
 // remember reads which ids the inbox can judge, and rejects events that it cannot.
@@ -447,15 +453,19 @@ func (c *Consumer) fail(it *item, err error) {
 		it.rejected, it.retryAt = err, time.Time{}
 		return
 	}
-	wait := c.cfg.RetryBackoff
-	for range it.failures - 1 {
-		wait = min(2*wait, max(maxBackoff, c.cfg.RetryBackoff))
-	}
-	it.retryAt = c.now().Add(jitter(wait))
+	it.retryAt = c.now().Add(doubled(c.cfg.RetryBackoff, max(maxBackoff, c.cfg.RetryBackoff), it.failures-1))
 	c.cfg.Logger.Debug("inbox: event failed; trying again", "event", it.event.ID, "type", it.event.Type, "attempts", it.failures, "error", err)
 	if c.cfg.Hooks.Retry != nil {
 		c.cfg.Hooks.Retry(it.event, it.failures, err)
 	}
+}
+
+// doubled is first, doubled n times, and most at the most, with [jitter].
+func doubled(first, most time.Duration, n int) time.Duration {
+	for ; n > 0 && first < most; n-- {
+		first = min(2*first, most)
+	}
+	return jitter(first)
 }
 
 // jitter spreads a wait over its last quarter, so that instances do not march in step.

@@ -112,8 +112,6 @@ type sweeper struct {
 // further ones whose time is over.
 func (w *sweeper) step(ctx context.Context) (more bool, err error) {
 	until := w.saga.until(w.delay)
-	// After a clock that was ahead is set right, orders come that are below what was looked at by it.
-	w.at = lower(w.at, until)
 	var looked int
 	var last *uuid.UUID
 	var open [][16]byte
@@ -131,23 +129,19 @@ func (w *sweeper) step(ctx context.Context) (more bool, err error) {
 		locked = append(locked, left...)
 	}
 	w.again = locked
-	switch {
-	case looked == sweepRange:
+	if looked == sweepRange {
 		w.at = *last
 		return true, nil
-	case string(w.at[:]) < string(until[:]):
-		w.at = until
 	}
+	w.at = until // also back: after a clock that was ahead is set right, orders come that are below what it has looked at
 	return false, nil
 }
 
 // done is the id below which no order is in progress.
 func (w *sweeper) done() [16]byte {
-	low := [16]byte(w.at)
+	low := w.at
 	for _, id := range w.again {
-		if string(id[:]) < string(low[:]) {
-			low = id
-		}
+		low = lower(low, id)
 	}
 	return low
 }
