@@ -107,10 +107,14 @@ func NewSystemShape(t testing.TB, shape devstack.Shape, env ...string) *System {
 
 func (s *System) end() {
 	if s.t.Failed() {
-		for name := range s.processes {
-			if text, err := os.ReadFile(s.LogFile(name)); err == nil && len(text) > 0 {
-				s.t.Logf("the end of the log of %s:\n%s", name, text[max(0, len(text)-3000):])
+		logs, err := filepath.Glob(s.LogFile("*"))
+		for _, file := range logs {
+			if text, err := os.ReadFile(file); err == nil && len(text) > 0 {
+				s.t.Logf("the end of %s:\n%s", filepath.Base(file), text[max(0, len(text)-3000):])
 			}
+		}
+		if err != nil {
+			s.t.Error(err)
 		}
 	}
 	s.pools.Range(func(_, pool any) bool {
