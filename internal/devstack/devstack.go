@@ -325,8 +325,7 @@ func FreePorts(n int) ([]int, error) {
 		}
 		port := ports.next
 		ports.next++
-		if l, err := net.Listen("tcp", hostPort(port)); err == nil {
-			l.Close()
+		if listenable(port) == nil {
 			free = append(free, port)
 		}
 	}

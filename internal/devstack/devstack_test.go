@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -512,6 +513,35 @@ func TestRefusals(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A port that is only looked at is free, also while other programs are started.
+func TestPortIsFreeWhileOthersStart(t *testing.T) {
+	free, err := devstack.FreePorts(1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := exec.Command("true").Run(); err != nil { // with the first one, package os forks once without the lock, to see what the kernel can do
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var starting sync.WaitGroup
+	for range 4 {
+		starting.Go(func() {
+			for ctx.Err() == nil {
+				if err := exec.Command("true").Run(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	defer starting.Wait()
+	defer stop()
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		if err := devstack.CheckPort(devstack.Process{Name: "x", Port: free[0], PortVariable: "X_PORT"}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

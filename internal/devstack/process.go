@@ -129,14 +129,26 @@ func (s *Stack) Launch(p Process) error {
 
 // CheckPort explains a port that somebody else has.
 func CheckPort(p Process) error {
-	l, err := net.Listen("tcp", hostPort(p.Port))
-	if err == nil {
-		return l.Close()
-	}
-	if errors.Is(err, syscall.EADDRINUSE) {
+	err := listenable(p.Port)
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("port %d, for %s, is taken by another program: stop that, or choose another port with %s", p.Port, p.Name, p.PortVariable)
+	case err != nil:
+		return fmt.Errorf("port %d, for %s (%s): %w", p.Port, p.Name, p.PortVariable, err)
 	}
-	return fmt.Errorf("port %d, for %s (%s): %w", p.Port, p.Name, p.PortVariable, err)
+	return nil
+}
+
+// listenable is nil if one can listen on a port. A child that is forked meanwhile would have the listener too until it
+// becomes another program, and keep the port taken after it is closed here: so none is (see [syscall.ForkLock]).
+func listenable(port int) error {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	l, err := net.Listen("tcp", hostPort(port))
+	if err != nil {
+		return err
+	}
+	return l.Close()
 }
 
 // Await returns when p is ready.
