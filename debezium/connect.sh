@@ -10,11 +10,4 @@ set -euo pipefail
     printf '%s.storage.replication.factor=%s\n' config "$CONNECT_REPLICATION_FACTOR" offset "$CONNECT_REPLICATION_FACTOR" status "$CONNECT_REPLICATION_FACTOR"
   fi
 } >/tmp/worker.properties
-# A short sleep of Debezium's reader without the slack would cost a core.
-given=${CDC_POLL_INTERVAL_MS:-}
-. /opt/connect/timers.env
-if ! { echo "$TIMER_SLACK_NS" >/proc/self/timerslack_ns; } 2>/dev/null || [ "$(cat /proc/self/timerslack_ns)" != "$TIMER_SLACK_NS" ]; then
-  CDC_POLL_INTERVAL_MS=20
-fi
-export CDC_POLL_INTERVAL_MS=${given:-$CDC_POLL_INTERVAL_MS}
-exec /opt/kafka/bin/connect-distributed.sh /tmp/worker.properties
+exec /opt/connect/outboxctl connectors worker -- /opt/kafka/bin/connect-distributed.sh /tmp/worker.properties

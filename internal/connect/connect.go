@@ -224,7 +224,7 @@ func (c Client) call(ctx context.Context, method, path string, body []byte, out 
 			}
 			advice := ""
 			if bytes.Contains(text, []byte("'poll.interval.ms' value is invalid")) { // the worker left ${env:…} as it is
-				advice = "; set CDC_POLL_INTERVAL_MS (20, or as in debezium/timers.env) in the environment of every Connect worker and restart them"
+				advice = "; set CDC_POLL_INTERVAL_MS=20 in the environment of every Connect worker, or start them by outboxctl connectors worker, which sets it; and restart them"
 			}
 			return fmt.Errorf("%s %s: Kafka Connect answers %s: %s%s", method, path, res.Status, bytes.TrimSpace(text), advice)
 		case out == nil:

@@ -388,7 +388,7 @@ func TestAVariableThatTheWorkerLacksIsNamed(t *testing.T) {
 		_, _ = w.Write([]byte(`{"message": "The 'poll.interval.ms' value is invalid: A long value is expected"}`))
 	})
 	_, err := (connect.Client{URL: url}).Status(t.Context(), "orderdb")
-	if err == nil || !strings.Contains(err.Error(), "A long value is expected; set CDC_POLL_INTERVAL_MS (20, or as in debezium/timers.env) in the environment of every Connect worker") {
+	if err == nil || !strings.Contains(err.Error(), "A long value is expected; set CDC_POLL_INTERVAL_MS=20 in the environment of every Connect worker, or start them by outboxctl connectors worker") {
 		t.Error(err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +22,7 @@ import (
 	"time"
 
 	"outboxsaga/internal/devstack"
+	"outboxsaga/internal/scheduling"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -126,37 +128,32 @@ func TestLife(t *testing.T) {
 			}
 		}
 	})
-	t.Run("the worker's timed waits may end late, and its reader sleeps shortly", func(t *testing.T) {
-		settings, err := os.ReadFile(filepath.Join(cfg.Root, "debezium", "timers.env"))
-		if err != nil {
-			t.Fatal(err)
+	t.Run("the worker is scheduled as it should be, and tells its connectors so", func(t *testing.T) {
+		want, missing, err := scheduling.ForWorker()
+		if err != nil || missing != nil {
+			t.Skip("this system cannot: ", missing, err)
 		}
-		slack := func(name string) string {
+		read := func(name, file string) string {
 			pid, _ := s.PID(name)
-			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/timerslack_ns", pid))
+			text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
 			if err != nil {
-				t.Skip("this system has no timer slack:", err)
+				t.Fatal(err)
 			}
 			return strings.TrimSpace(string(text))
 		}
-		if got := slack(devstack.Connect); !bytes.Contains(settings, []byte("\nTIMER_SLACK_NS="+got+"\n")) {
-			t.Errorf("the worker has %s, not what timers.env says", got)
-		}
-		if worker, broker := slack(devstack.Connect), slack(devstack.Kafka); worker == broker {
-			t.Errorf("the broker has %s too", broker)
-		}
-		pid, _ := s.PID(devstack.Connect)
-		env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for variable := range bytes.SplitSeq(env, []byte{0}) {
-			if bytes.HasPrefix(variable, []byte("CDC_POLL_INTERVAL_MS=")) && !bytes.Contains(settings, append(append([]byte("\n"), variable...), '\n')) {
-				t.Errorf("the worker has %s, not what timers.env says", variable)
+		slack := strconv.FormatInt(want.Slack.Nanoseconds(), 10)
+		for name, is := range map[string]bool{devstack.Connect: true, devstack.Kafka: false, devstack.Postgres: false} {
+			// The 41st field of stat is the policy (proc_pid_stat(5)): 3 is SCHED_BATCH. The second may have spaces.
+			_, stat, _ := strings.Cut(read(name, "stat"), ") ")
+			if policy := strings.Fields(stat)[38]; (policy == "3") != is {
+				t.Errorf("%s has the policy %s", name, policy)
+			}
+			if got := read(name, "timerslack_ns"); (got == slack) != is {
+				t.Errorf("%s has a timer slack of %s ns", name, got)
 			}
 		}
-		if !bytes.Contains(env, []byte("CDC_POLL_INTERVAL_MS=")) {
-			t.Error("the worker has no CDC_POLL_INTERVAL_MS: the connectors need it")
+		if env := strings.Split(read(devstack.Connect, "environ"), "\x00"); !slices.Contains(env, want.Env()) {
+			t.Errorf("the worker has no %s: the connectors need it", want.Env())
 		}
 	})
 	t.Run("another program finds it running", func(t *testing.T) {

@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"time"
 
+	"outboxsaga/internal/scheduling"
+
 	"golang.org/x/sync/errgroup"
 )
 
@@ -41,8 +43,8 @@ type Process struct {
 	// Temp is its folder for temporary files, if it has one: made anew at each start, because a killed process leaves
 	// them behind.
 	Temp string
-	// Slack is how much later than asked the kernel may end its timed waits; on Linux only.
-	Slack time.Duration
+	// Scheduled is how the system is to schedule it.
+	Scheduled scheduling.Worker
 
 	user *user // nil: the user of this program
 }
@@ -109,7 +111,7 @@ func (s *Stack) Launch(p Process) error {
 		cmd.Dir = "/"
 		cmd.SysProcAttr.Credential = p.user.credential()
 	}
-	if err := withSlack(p.Slack, cmd.Start); err != nil {
+	if err := p.Scheduled.Start(cmd.Start); err != nil {
 		return fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	pid := cmd.Process.Pid

@@ -111,7 +111,7 @@ func TestBrokersOfComposeReadTheSharedFile(t *testing.T) {
 
 func TestWorkersOfComposeReadTheSharedFile(t *testing.T) {
 	dockerfile := read(t, "debezium/Dockerfile")
-	for _, want := range []string{"debezium/worker.properties", "debezium/log4j2.properties", "debezium/jvm.options", "debezium/timers.env", "@/opt/connect/jvm.options", "COPY connectors ", "COPY debezium/pom.xml "} {
+	for _, want := range []string{"debezium/worker.properties", "debezium/log4j2.properties", "debezium/jvm.options", "@/opt/connect/jvm.options", "COPY connectors ", "COPY debezium/pom.xml "} {
 		if !strings.Contains(dockerfile, want) {
 			t.Errorf("debezium/Dockerfile has no %q", want)
 		}
@@ -301,36 +301,40 @@ func TestVersionsAgree(t *testing.T) {
 	}
 }
 
-// A worker in a container waits as one of the native stack does. The script runs here, with a program in place of Connect that says
+// A worker in a container is scheduled as one of the native stack. The script runs here, with a program in place of Connect that says
 // what it was given.
-func TestWorkersOfComposeWaitAsOthersDo(t *testing.T) {
+func TestWorkersOfComposeAreScheduledAsOthers(t *testing.T) {
 	if _, err := os.Stat("/proc/self/timerslack_ns"); err != nil {
 		t.Skip("this system has no timer slack:", err)
 	}
 	dir := t.TempDir()
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "outboxctl"), "./cmd/outboxctl")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
 	for name, text := range map[string]string{
-		"worker.properties": "", "timers.env": read(t, "debezium/timers.env"),
-		"connect-distributed.sh": "#!/bin/sh\ncat /proc/self/timerslack_ns\necho $CDC_POLL_INTERVAL_MS\n",
+		"worker.properties": "",
+		// The 41st field is the policy (proc_pid_stat(5)): 3 is SCHED_BATCH.
+		"connect-distributed.sh": "#!/bin/bash\nread -ra stat </proc/self/stat\necho policy ${stat[40]} slack $(cat /proc/$$/timerslack_ns) interval $CDC_POLL_INTERVAL_MS, $1\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
 	script := strings.NewReplacer("/opt/connect", dir, "/opt/kafka/bin", dir, "/tmp/", dir+"/").Replace(read(t, "debezium/connect.sh"))
-	for given, want := range map[string]string{"": "8000000\n2\n", "5": "8000000\n5\n"} {
+	for _, c := range []struct{ env, want string }{
+		{"", "policy 3 slack 8000000 interval 2"},
+		{"CDC_POLL_INTERVAL_MS=5", "policy 3 slack 8000000 interval 5"},
+		{"CDC_TIMER_SLACK_MS=0", "policy 3 slack 50000 interval 20"},
+		{"CDC_SCHEDULING_POLICY=other", "policy 0 slack 8000000 interval 2"},
+	} {
 		cmd := exec.Command("bash", "-c", script)
-		cmd.Env = append(os.Environ(), "CONNECT_BOOTSTRAP_SERVERS=kafka:9092", "CDC_POLL_INTERVAL_MS="+given)
+		cmd.Env = append(os.Environ(), "CONNECT_BOOTSTRAP_SERVERS=kafka:9092", c.env)
 		out, err := cmd.CombinedOutput()
-		if string(out) != want || err != nil {
-			t.Errorf("with CDC_POLL_INTERVAL_MS=%q: %q, %v, want %q", given, out, err, want)
+		if want := c.want + ", " + dir + "/worker.properties\n"; string(out) != want || err != nil {
+			t.Errorf("with %q: %q, %v, want %q", c.env, out, err, want)
 		}
-	}
-	// Where there is no such file, the long interval.
-	script = strings.ReplaceAll(script, "/proc/self/timerslack_ns", "/nowhere/timerslack_ns")
-	cmd := exec.Command("bash", "-c", script)
-	cmd.Env = append(os.Environ(), "CONNECT_BOOTSTRAP_SERVERS=kafka:9092", "CDC_POLL_INTERVAL_MS=")
-	if out, err := cmd.CombinedOutput(); !strings.HasSuffix(string(out), "\n20\n") || err != nil {
-		t.Errorf("without: %q, %v", out, err)
 	}
 }
 

@@ -1,0 +1,103 @@
+package scheduling_test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"outboxsaga/internal/scheduling"
+)
+
+func policyAndSlack(t *testing.T) (policy uint32, slack int) {
+	t.Helper()
+	attr, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		t.Skip("this system does not tell how it schedules:", err)
+	}
+	slack, err = unix.PrctlRetInt(unix.PR_GET_TIMERSLACK, 0, 0, 0, 0)
+	if err != nil {
+		t.Skip("this system has no timer slack:", err)
+	}
+	return attr.Policy, slack
+}
+
+func TestStart(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	policy, slack := policyAndSlack(t)
+	if policy != unix.SCHED_NORMAL {
+		t.Skip("these tests are not scheduled as usual, which stays")
+	}
+	w := scheduling.Worker{Batch: true, Slack: 7 * time.Millisecond}
+	var child []byte
+	err := w.Start(func() error {
+		if p, s := policyAndSlack(t); p != unix.SCHED_BATCH || s != 7_000_000 {
+			t.Errorf("policy %d, slack %d ns", p, s)
+		}
+		var err error
+		child, err = exec.Command("cat", "/proc/self/timerslack_ns").Output()
+		return err
+	})
+	if err != nil || strings.TrimSpace(string(child)) != "7000000" {
+		t.Errorf("a process has a slack of %q ns, %v", child, err)
+	}
+	if p, s := policyAndSlack(t); p != policy || s != slack {
+		t.Errorf("afterwards: policy %d, slack %d ns, before %d and %d", p, s, policy, slack)
+	}
+	mine := errors.New("mine")
+	if err := w.Start(func() error { return mine }); err != mine {
+		t.Error(err)
+	}
+}
+
+func TestForWorker(t *testing.T) {
+	for _, c := range []struct {
+		policy, slack, interval string
+		want                    scheduling.Worker
+	}{
+		{"", "", "", scheduling.Worker{Batch: true, Slack: 8 * time.Millisecond, Interval: "2"}},
+		{"batch", "5", "7", scheduling.Worker{Batch: true, Slack: 5 * time.Millisecond, Interval: "7"}},
+		{"other", "0", "", scheduling.Worker{Interval: "20"}},
+	} {
+		t.Setenv(scheduling.PolicyVariable, c.policy)
+		t.Setenv(scheduling.SlackVariable, c.slack)
+		t.Setenv(scheduling.IntervalVariable, c.interval)
+		got, missing, err := scheduling.ForWorker()
+		if missing != nil {
+			t.Skip("this system cannot:", missing)
+		}
+		if got != c.want || err != nil {
+			t.Errorf("%+v: %+v, %v", c, got, err)
+		}
+	}
+	for _, c := range []struct{ variable, value string }{
+		{scheduling.PolicyVariable, "fifo"}, {scheduling.SlackVariable, "8ms"}, {scheduling.SlackVariable, "-1"}, {scheduling.SlackVariable, "1001"},
+		{scheduling.IntervalVariable, "0"}, {scheduling.IntervalVariable, "two"},
+	} {
+		t.Run(c.variable+"="+c.value, func(t *testing.T) {
+			t.Setenv(c.variable, c.value)
+			if _, _, err := scheduling.ForWorker(); err == nil || !strings.Contains(err.Error(), c.variable) || !strings.Contains(err.Error(), "set it to") {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestExecOfWhatIsNotThere(t *testing.T) {
+	if err := (scheduling.Worker{}).Exec([]string{"no-such-program"}); !errors.Is(err, exec.ErrNotFound) {
+		t.Error(err)
+	}
+	file := t.TempDir() + "/text"
+	if err := os.WriteFile(file, []byte("no program"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := (scheduling.Worker{}).Exec([]string{file}); err == nil || !strings.Contains(err.Error(), "run "+file) {
+		t.Error(err)
+	}
+}
