@@ -234,7 +234,7 @@ func askKafka(ctx context.Context, address string, node int32) error {
 func (s *Stack) connect(kit Kit, i int) (Process, error) {
 	name, url := Instance(Connect, i), s.ConnectURLs()[i-1]
 	conf := filepath.Join(s.cfg.Dir, Instance("worker", i)+".properties")
-	scheduled, missing, err := scheduling.ForWorker()
+	schedule, missing, err := scheduling.ForWorker()
 	if err != nil {
 		return Process{}, err
 	}
@@ -244,8 +244,8 @@ func (s *Stack) connect(kit Kit, i int) (Process, error) {
 	p := Process{
 		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),
 		Args: append(s.jvm(kit, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
-		Temp: s.temp(name), Again: NoBroker, Scheduled: scheduled,
-		Env: []string{scheduled.Env(), "CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
+		Temp: s.temp(name), Again: NoBroker, Schedule: schedule,
+		Env: []string{schedule.Env(), "CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
 		Ready: func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/connectors", nil)
 			if err != nil {

@@ -43,8 +43,8 @@ type Process struct {
 	// Temp is its folder for temporary files, if it has one: made anew at each start, because a killed process leaves
 	// them behind.
 	Temp string
-	// Scheduled is how the system is to schedule it.
-	Scheduled scheduling.Worker
+	// Schedule is how the system is to schedule it. Default: as [scheduling.ForProcess] says.
+	Schedule scheduling.Schedule
 
 	user *user // nil: the user of this program
 }
@@ -111,7 +111,13 @@ func (s *Stack) Launch(p Process) error {
 		cmd.Dir = "/"
 		cmd.SysProcAttr.Credential = p.user.credential()
 	}
-	if err := p.Scheduled.Start(cmd.Start); err != nil {
+	schedule := p.Schedule
+	if schedule == (scheduling.Schedule{}) {
+		if schedule, err = scheduling.ForProcess(); err != nil {
+			return err
+		}
+	}
+	if err := schedule.Start(cmd.Start); err != nil {
 		return fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	pid := cmd.Process.Pid

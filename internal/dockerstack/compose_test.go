@@ -327,7 +327,7 @@ func TestWorkersOfComposeAreScheduledAsOthers(t *testing.T) {
 		{"", "policy 3 slack 8000000 interval 2"},
 		{"CDC_POLL_INTERVAL_MS=5", "policy 3 slack 8000000 interval 5"},
 		{"CDC_TIMER_SLACK_MS=0", "policy 3 slack 50000 interval 20"},
-		{"CDC_SCHEDULING_POLICY=other", "policy 0 slack 8000000 interval 2"},
+		{"SCHEDULING_POLICY=other", "policy 0 slack 8000000 interval 2"},
 	} {
 		cmd := exec.Command("bash", "-c", script)
 		cmd.Env = append(os.Environ(), "CONNECT_BOOTSTRAP_SERVERS=kafka:9092", c.env)

@@ -1,17 +1,17 @@
-// Package scheduling says how Linux is to schedule a Kafka Connect worker with Debezium's connectors, and starts one so.
+// Package scheduling says how Linux is to schedule the processes of a system that share its processors, and starts them so.
 //
 // It sets two properties of a thread, which threads and processes inherit from the one that starts them, and which need no privilege:
 //
-//   - The policy SCHED_BATCH (sched(7); CPUSchedulingPolicy=batch of systemd). A thread that wakes up does then not displace
-//     the one that runs. A record passes through several threads of the worker, beside those of the JVM's compilers: where the processors
-//     are busy, each of them would else interrupt the services and PostgreSQL, to do little each time.
-//   - A timer slack (PR_SET_TIMERSLACK(2const); TimerSlackNSec= of systemd): the kernel may end a timed wait that much later than asked,
-//     while data ends it at once all the same. Debezium's reader listens to its connection five times, for a millisecond each. If nothing
-//     came, it sleeps for poll.interval.ms, and hears nothing meanwhile; the task that takes its records waits for as long, and spins through the last
-//     millisecond. With a slack the reader listens most of the time, nobody spins, and a short sleep costs less than a long
-//     one without.
+//   - The policy SCHED_BATCH (sched(7); CPUSchedulingPolicy=batch of systemd), for all. A thread that wakes up does then not displace
+//     the one that runs. An event passes through many threads, beside those of the JVMs' compilers: where the processors
+//     are busy, each of them would else interrupt another one, to do little each time.
+//   - A timer slack (PR_SET_TIMERSLACK(2const); TimerSlackNSec= of systemd), for a Kafka Connect worker with Debezium's connectors: the kernel may
+//     end a timed wait that much later than asked, while data ends it at once all the same. Debezium's reader listens to its connection
+//     five times, for a millisecond each. If nothing came, it sleeps for poll.interval.ms, and hears nothing meanwhile; the task that takes its
+//     records waits for as long, and spins through the last millisecond. With a slack the reader listens most of the time, nobody spins, and
+//     a short sleep costs less than a long one without.
 //
-// Figures are in docs/benchmarks.md, "What Debezium waits for".
+// Figures are in docs/benchmarks.md, "What Debezium waits for" and "Who interrupts whom".
 package scheduling
 
 import (
@@ -29,7 +29,7 @@ import (
 // What the environment may choose in place of the defaults.
 const (
 	// PolicyVariable is "batch" (the default) or "other", which leaves the policy as it is.
-	PolicyVariable = "CDC_SCHEDULING_POLICY"
+	PolicyVariable = "SCHEDULING_POLICY"
 	// SlackVariable is the timer slack in milliseconds. The default is 8; 0 leaves it as it is.
 	SlackVariable = "CDC_TIMER_SLACK_MS"
 	// IntervalVariable is the connectors' poll.interval.ms in milliseconds; they read it from the worker's environment. The
@@ -37,56 +37,69 @@ const (
 	IntervalVariable = "CDC_POLL_INTERVAL_MS"
 )
 
-// Worker is how a worker is scheduled. The zero value is how any process is.
-type Worker struct {
+// Schedule is how a process is scheduled. The zero value is the usual one.
+type Schedule struct {
 	Batch bool
 	Slack time.Duration
-	// Interval is what [IntervalVariable] is to be in the worker's environment.
+	// Interval is what [IntervalVariable] is to be in the environment of a worker.
 	Interval string
 }
 
-// ForWorker is what the environment asks for, as far as this system can do it. missing says what it cannot do: the worker works without, only
-// slower. err says what the environment must have in place of what it has.
-func ForWorker() (w Worker, missing, err error) {
-	switch policy := os.Getenv(PolicyVariable); policy {
-	case "", "batch":
-		w.Batch = true
-	case "other":
-	default:
-		return w, nil, fmt.Errorf("%s is %q: set it to batch or other", PolicyVariable, policy)
+// ForProcess is how any process is to be scheduled, as far as this system can do it: it works without, only slower. err says what the
+// environment must have in place of what it has.
+func ForProcess() (s Schedule, err error) {
+	if s, err = policy(); err == nil && s.try() != nil {
+		s = Schedule{}
+	}
+	return s, err
+}
+
+// ForWorker is [ForProcess] for a Connect worker. missing says what this system cannot do.
+func ForWorker() (s Schedule, missing, err error) {
+	asked, err := policy()
+	if err != nil {
+		return s, nil, err
 	}
 	slack, err := milliseconds(SlackVariable, 8)
 	if err != nil {
-		return w, nil, err
+		return s, nil, err
 	}
-	w.Slack = time.Duration(slack) * time.Millisecond
+	asked.Slack = time.Duration(slack) * time.Millisecond
 	var cannot []string // some sandboxes know only one of them, or none
-	for _, one := range []struct {
-		only Worker
-		off  func()
-	}{
-		{Worker{Batch: w.Batch}, func() { w.Batch = false }},
-		{Worker{Slack: w.Slack}, func() { w.Slack = 0 }},
-	} {
-		if err := one.only.Start(func() error { return nil }); err != nil {
-			one.off()
-			cannot = append(cannot, err.Error())
-		}
+	if err := (Schedule{Batch: asked.Batch}).try(); err != nil {
+		cannot, asked.Batch = append(cannot, err.Error()), false
+	}
+	if err := (Schedule{Slack: asked.Slack}).try(); err != nil {
+		cannot, asked.Slack = append(cannot, err.Error()), 0
 	}
 	if len(cannot) > 0 {
 		missing = errors.New(strings.Join(cannot, "; "))
 	}
 	usual := 2
-	if w.Slack == 0 {
+	if asked.Slack == 0 {
 		usual = 20
 	}
 	interval, err := milliseconds(IntervalVariable, usual)
 	if err == nil && interval == 0 {
 		err = fmt.Errorf("%s is 0: set it to a millisecond at least", IntervalVariable)
 	}
-	w.Interval = strconv.Itoa(interval)
-	return w, missing, err
+	asked.Interval = strconv.Itoa(interval)
+	return asked, missing, err
 }
+
+func policy() (Schedule, error) {
+	switch text := os.Getenv(PolicyVariable); text {
+	case "", "batch":
+		return Schedule{Batch: true}, nil
+	case "other":
+		return Schedule{}, nil
+	default:
+		return Schedule{}, fmt.Errorf("%s is %q: set it to batch or other", PolicyVariable, text)
+	}
+}
+
+// try tells whether this system can do it.
+func (s Schedule) try() error { return s.Start(func() error { return nil }) }
 
 // milliseconds reads a variable, def where it is not set.
 func milliseconds(variable string, def int) (int, error) {
@@ -102,13 +115,13 @@ func milliseconds(variable string, def int) (int, error) {
 }
 
 // Env is what the worker's environment is to have.
-func (w Worker) Env() string { return IntervalVariable + "=" + w.Interval }
+func (s Schedule) Env() string { return IntervalVariable + "=" + s.Interval }
 
 // Start runs start in a thread that is scheduled so: a process that it starts inherits that. Afterwards the thread is as before.
-func (w Worker) Start(start func() error) error {
+func (s Schedule) Start(start func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	undo, err := w.apply()
+	undo, err := s.apply()
 	defer undo()
 	if err != nil {
 		return err
@@ -117,13 +130,13 @@ func (w Worker) Start(start func() error) error {
 }
 
 // Exec makes this process another program, scheduled so. It returns only an error.
-func (w Worker) Exec(args []string) error {
+func (s Schedule) Exec(args []string) error {
 	program, err := exec.LookPath(args[0])
 	if err != nil {
 		return err
 	}
-	return w.Start(func() error {
-		if err := syscall.Exec(program, args, append(os.Environ(), w.Env())); err != nil {
+	return s.Start(func() error {
+		if err := syscall.Exec(program, args, append(os.Environ(), s.Env())); err != nil {
 			return fmt.Errorf("run %s: %w", program, err)
 		}
 		return nil

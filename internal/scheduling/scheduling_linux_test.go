@@ -34,7 +34,7 @@ func TestStart(t *testing.T) {
 	if policy != unix.SCHED_NORMAL {
 		t.Skip("these tests are not scheduled as usual, which stays")
 	}
-	w := scheduling.Worker{Batch: true, Slack: 7 * time.Millisecond}
+	w := scheduling.Schedule{Batch: true, Slack: 7 * time.Millisecond}
 	var child []byte
 	err := w.Start(func() error {
 		if p, s := policyAndSlack(t); p != unix.SCHED_BATCH || s != 7_000_000 {
@@ -59,11 +59,11 @@ func TestStart(t *testing.T) {
 func TestForWorker(t *testing.T) {
 	for _, c := range []struct {
 		policy, slack, interval string
-		want                    scheduling.Worker
+		want                    scheduling.Schedule
 	}{
-		{"", "", "", scheduling.Worker{Batch: true, Slack: 8 * time.Millisecond, Interval: "2"}},
-		{"batch", "5", "7", scheduling.Worker{Batch: true, Slack: 5 * time.Millisecond, Interval: "7"}},
-		{"other", "0", "", scheduling.Worker{Interval: "20"}},
+		{"", "", "", scheduling.Schedule{Batch: true, Slack: 8 * time.Millisecond, Interval: "2"}},
+		{"batch", "5", "7", scheduling.Schedule{Batch: true, Slack: 5 * time.Millisecond, Interval: "7"}},
+		{"other", "0", "", scheduling.Schedule{Interval: "20"}},
 	} {
 		t.Setenv(scheduling.PolicyVariable, c.policy)
 		t.Setenv(scheduling.SlackVariable, c.slack)
@@ -74,6 +74,9 @@ func TestForWorker(t *testing.T) {
 		}
 		if got != c.want || err != nil {
 			t.Errorf("%+v: %+v, %v", c, got, err)
+		}
+		if got, err := scheduling.ForProcess(); got != (scheduling.Schedule{Batch: c.want.Batch}) || err != nil {
+			t.Errorf("%+v: a process: %+v, %v", c, got, err)
 		}
 	}
 	for _, c := range []struct{ variable, value string }{
@@ -90,14 +93,14 @@ func TestForWorker(t *testing.T) {
 }
 
 func TestExecOfWhatIsNotThere(t *testing.T) {
-	if err := (scheduling.Worker{}).Exec([]string{"no-such-program"}); !errors.Is(err, exec.ErrNotFound) {
+	if err := (scheduling.Schedule{}).Exec([]string{"no-such-program"}); !errors.Is(err, exec.ErrNotFound) {
 		t.Error(err)
 	}
 	file := t.TempDir() + "/text"
 	if err := os.WriteFile(file, []byte("no program"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := (scheduling.Worker{}).Exec([]string{file}); err == nil || !strings.Contains(err.Error(), "run "+file) {
+	if err := (scheduling.Schedule{}).Exec([]string{file}); err == nil || !strings.Contains(err.Error(), "run "+file) {
 		t.Error(err)
 	}
 }

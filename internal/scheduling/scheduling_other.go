@@ -4,9 +4,9 @@ package scheduling
 
 import "errors"
 
-func (w Worker) apply() (undo func(), err error) {
-	if w.Batch || w.Slack != 0 {
-		err = errors.New("only Linux can schedule a worker so")
+func (s Schedule) apply() (undo func(), err error) {
+	if s.Batch || s.Slack != 0 {
+		err = errors.New("only Linux can schedule so")
 	}
 	return func() {}, err
 }
