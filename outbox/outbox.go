@@ -24,6 +24,7 @@ package outbox
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,8 +40,8 @@ import (
 // max.request.size of Kafka's producer (1 MiB), with room for key and headers.
 const MaxPayload = 1_000_000
 
-// maxKey bounds AggregateID, in bytes.
-const maxKey = 1000
+// maxText bounds what goes into a record beside its payload, each in bytes.
+const maxText = 1000
 
 // Event is a row of the outbox.
 type Event struct {
@@ -51,18 +52,28 @@ type Event struct {
 	Topic string
 	// AggregateType names the kind of thing the event is about, for readers.
 	AggregateType string
-	// AggregateID is the record's key: events of one aggregate keep their order.
+	// AggregateID is the record's key: events of one aggregate keep their order. 1000 bytes at most.
 	AggregateID string
-	// Type goes into the header "type".
+	// Type goes into the header "type". 1000 bytes at most.
 	Type string
 	// Payload is the record's value, UTF-8 text as it is; usually JSON.
 	Payload []byte
-	// Traceparent goes into the header of that name (W3C Trace Context); may be empty.
+	// Traceparent goes into the header of that name (W3C Trace Context); may be empty. 1000 bytes at most.
 	Traceparent string
 }
 
-// NewID makes a UUIDv7. Ids made by one process ascend.
-func NewID() uuid.UUID { return uuid.Must(uuid.NewV7()) }
+// NewID makes a UUIDv7 of now. Ids made by one process ascend, unless its clock is set back by more than a second.
+func NewID() uuid.UUID { return notAhead(uuid.Must(uuid.NewV7()), time.Now()) }
+
+// notAhead is id, with the time now if its own is more than a second ahead of that. Package uuid lets ids ascend
+// from the latest time that it has seen: a clock that was ahead once would be in all ids until it is then.
+func notAhead(id uuid.UUID, now time.Time) uuid.UUID {
+	high := binary.BigEndian.Uint64(id[:8]) // 48 bits of milliseconds, 16 of others
+	if ms := now.UnixMilli(); int64(high>>16) > ms+1000 {
+		binary.BigEndian.PutUint64(id[:8], uint64(ms)<<16|high&0xffff)
+	}
+	return id
+}
 
 // New makes an event with a new id and payload as JSON.
 func New(topic, aggregateType, aggregateID, eventType string, payload any) (Event, error) {
@@ -122,7 +133,7 @@ func columns(events []Event) ([]any, error) {
 	topics, kinds, keys, types, payloads, traces := text[:n:n], text[n:2*n:2*n], text[2*n:3*n:3*n], text[3*n:4*n:4*n], text[4*n:5*n:5*n], text[5*n:]
 	for i, e := range events {
 		if err := e.validate(); err != nil {
-			return nil, fmt.Errorf("outbox: event %d (%s, type %q): %w", i, e.ID, e.Type, err)
+			return nil, fmt.Errorf("outbox: event %d (%s, type %.100q): %w", i, e.ID, e.Type, err)
 		}
 		ids[i], topics[i], kinds[i], keys[i] = e.ID, e.Topic, e.AggregateType, e.AggregateID
 		types[i], payloads[i], traces[i] = e.Type, string(e.Payload), e.Traceparent
@@ -136,10 +147,12 @@ func (e Event) validate() error {
 		return errors.New("the id must be a UUIDv7: use outbox.NewID")
 	case e.Topic == "":
 		return errors.New("the topic is empty")
-	case e.AggregateID == "" || len(e.AggregateID) > maxKey:
-		return fmt.Errorf("the aggregate id must have 1 to %d bytes, it has %d", maxKey, len(e.AggregateID))
-	case e.Type == "":
-		return errors.New("the type is empty")
+	case e.AggregateID == "" || len(e.AggregateID) > maxText:
+		return fmt.Errorf("the aggregate id must have 1 to %d bytes, it has %d", maxText, len(e.AggregateID))
+	case e.Type == "" || len(e.Type) > maxText:
+		return fmt.Errorf("the type must have 1 to %d bytes, it has %d", maxText, len(e.Type))
+	case len(e.Traceparent) > maxText:
+		return fmt.Errorf("the traceparent has %d bytes, more than %d: leave it out, it is no trace context", len(e.Traceparent), maxText)
 	case len(e.Payload) > MaxPayload:
 		return fmt.Errorf("the payload has %d bytes, more than the %d that fit a record: send a reference instead", len(e.Payload), MaxPayload)
 	case !utf8.Valid(e.Payload):

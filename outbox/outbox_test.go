@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -92,7 +93,9 @@ func TestWriteRefusesWhatCannotBeSent(t *testing.T) {
 		"the topic is empty":           func(e *outbox.Event) { e.Topic = "" },
 		"it has 0":                     func(e *outbox.Event) { e.AggregateID = "" },
 		"it has 1001":                  func(e *outbox.Event) { e.AggregateID = strings.Repeat("k", 1001) },
-		"the type is empty":            func(e *outbox.Event) { e.Type = "" },
+		"type must have 1 to 1000":     func(e *outbox.Event) { e.Type = "" },
+		"it has 1002":                  func(e *outbox.Event) { e.Type = strings.Repeat("t", 1002) },
+		"the traceparent has 1001":     func(e *outbox.Event) { e.Traceparent = strings.Repeat("0", 1001) },
 		"1000001 bytes":                func(e *outbox.Event) { e.Payload = []byte(strings.Repeat("x", outbox.MaxPayload+1)) },
 		"not UTF-8":                    func(e *outbox.Event) { e.Payload = []byte{0xff} },
 		"NUL byte":                     func(e *outbox.Event) { e.Payload = []byte{0} },
@@ -112,7 +115,17 @@ func TestWriteRefusesWhatCannotBeSent(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for column, most := range map[string]int{"type": 1000, "traceparent": 1000, "aggregate_id": 1000, "payload": outbox.MaxPayload} {
+		row := map[string]string{"type": "'x'", "traceparent": "NULL", "aggregate_id": "'x'", "payload": "'{}'"}
+		row[column] = fmt.Sprintf("repeat('x', %d)", most+1)
+		_, err := p.Exec(t.Context(), fmt.Sprintf(`INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload, traceparent)
+			VALUES (uuidv7(), 'stock', 'order', %s, %s, %s, %s)`, row["aggregate_id"], row["type"], row["payload"], row["traceparent"]))
+		if code := new(pgconn.PgError); !errors.As(err, &code) || code.Code != "23514" {
+			t.Errorf("SQL alone, a %s of %d bytes: %v", column, most+1, err)
+		}
+	}
 	largest := some(1)
+	largest[0].Type, largest[0].Traceparent, largest[0].AggregateID = strings.Repeat("x", 1000), strings.Repeat("x", 1000), strings.Repeat("x", 1000)
 	largest[0].Payload = []byte(strings.Repeat("x", outbox.MaxPayload))
 	if err := pgx.BeginFunc(t.Context(), p, func(tx pgx.Tx) error { return outbox.Write(t.Context(), tx, largest...) }); err != nil {
 		t.Errorf("a payload of MaxPayload: %v", err)

@@ -39,7 +39,7 @@ func Outbox(id uuid.UUID, m events.Message, traceparent string) (outbox.Event, e
 	if id != uuid.Nil {
 		ev.ID = id
 	}
-	ev.Traceparent = traceparent
+	ev.Traceparent = wellFormed(traceparent)
 	return ev, nil
 }
 
@@ -58,11 +58,13 @@ func Answer(ev inbox.Event, messages []events.Message) ([]outbox.Event, error) {
 // traceparentForm is that of W3C Trace Context, version 00.
 var traceparentForm = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
-// Traceparent is the request's trace context, to go on with its events; empty where there
-// is none or it is malformed, as the standard asks.
-func Traceparent(r *http.Request) string {
-	if value := r.Header.Get("traceparent"); traceparentForm.MatchString(value) {
-		return value
+// wellFormed is a trace context to go on with; empty where there is none or it is malformed, as the standard asks.
+func wellFormed(traceparent string) string {
+	if !traceparentForm.MatchString(traceparent) {
+		return ""
 	}
-	return ""
+	return traceparent
 }
+
+// Traceparent is the request's trace context, to go on with its events; empty where there is none or it is malformed.
+func Traceparent(r *http.Request) string { return wellFormed(r.Header.Get("traceparent")) }
