@@ -39,7 +39,8 @@ const (
 const (
 	missingAfter  = 4 * time.Second  // a connector that is being changed is missing for a moment
 	inactiveAfter = 6 * time.Second  // a restart takes 2 s
-	silentAfter   = 12 * time.Second // the reader says something each 5 s
+	silentAfter   = 12 * time.Second // the reader says something each 5 s; see also Slot.replies
+	silentLonger  = 5 * time.Second  // than the reader is heard at least
 	stalledAfter  = 6 * time.Second  // with nothing confirmed: Connect is asked for its offset then
 	stuckAfter    = 10 * time.Second // with events waiting that Kafka does not have
 	deadAfter     = 30 * time.Second // with nothing waiting but heartbeats
@@ -50,6 +51,13 @@ const (
 
 // Pauses between two acts of a kind on one connector: they double from the first to the last.
 const firstPause, lastPause = 5 * time.Second, time.Minute
+
+// patientPause is the last one where a start anew may be what hinders: a walsender that has begun to send a transaction of gigabytes begins
+// again. It must have the time to come to its end.
+const patientPause = 30 * time.Minute
+
+// stuck counts the restarts of a connector that runs.
+const stuck Kind = "restart, stuck"
 
 // resendPause keeps a fault that a resend does not mend from sending the outbox for ever. One that failed has sent nothing.
 const resendPause, resendFailedPause = 5 * time.Minute, time.Minute
@@ -95,10 +103,14 @@ func (m *memory) allow(now time.Time, kind Kind) bool {
 		p.pause = resendPause
 	case kind == MakeTopics: // it mends at once, and cannot hurt; the next time it is another topic
 		p.pause = firstPause
-	case now.Sub(p.last) > 3*lastPause: // it was well in between
+	case now.Sub(p.last) > p.pause+3*lastPause: // it was well in between
 		p.pause = firstPause
 	default:
-		p.pause = min(max(2*p.pause, firstPause), lastPause)
+		longest := lastPause
+		if kind == stuck || kind == EndSender {
+			longest = patientPause
+		}
+		p.pause = min(max(2*p.pause, firstPause), longest)
 	}
 	p.last = now
 	m.acts[kind] = p
@@ -150,7 +162,7 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	missing := m.lasts(now, "missing", connector.State == Missing, missingAfter)
 	starting := m.lasts(now, "starting", connector.State == Starting, startingAfter)
 	inactive := m.lasts(now, "inactive", connector.State == "RUNNING" && !slot.Active, inactiveAfter)
-	silent := m.lasts(now, "silent", slot.Silence != nil && *slot.Silence >= silentAfter, 0)
+	silent := m.lasts(now, "silent", slot.Silence != nil && *slot.Silence >= max(silentAfter, slot.replies+silentLonger), 0)
 	lost := m.lasts(now, "lost", slot.Exists && slot.WALStatus == "lost", 0)
 	snapshot := slot.Snapshot != nil && *slot.Snapshot < snapshotLimit
 	gone := proven(flow, f.Groups, now)
@@ -181,9 +193,9 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 		doAs(restored, Resend, "Kafka Connect has read up to %s of a log that ends at %s: the database was restored, and all up to there would be passed over",
 			position(connector.Offset), position(connector.End))
 	case waits > 0 && now.Sub(m.moved) >= stuckAfter:
-		do(Restart, "RUNNING, but %d events wait that Kafka does not have, and for %s nothing was confirmed", waits, now.Sub(m.moved).Round(time.Second))
+		doAs(stuck, Restart, "RUNNING, but %d events wait that Kafka does not have, and for %s nothing was confirmed", waits, now.Sub(m.moved).Round(time.Second))
 	case now.Sub(m.moved) >= deadAfter:
-		do(Restart, "RUNNING, but for %s nothing was confirmed, not even a heartbeat", now.Sub(m.moved).Round(time.Second))
+		doAs(stuck, Restart, "RUNNING, but for %s nothing was confirmed, not even a heartbeat", now.Sub(m.moved).Round(time.Second))
 	case len(gone) > 0:
 		do(Resend, "%d events were confirmed, are in no inbox, and what was on their topics then is read: Kafka has lost them; the first is %s on %s",
 			len(gone), gone[0].ID, gone[0].Topic)

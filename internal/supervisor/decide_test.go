@@ -66,6 +66,13 @@ func TestDecide(t *testing.T) {
 			p.Slot.Active, p.Slot.Snapshot, p.Slot.Confirmed = false, &minute, 5
 		}, 0, 0, "", ""},
 		"reader gone": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot.Silence = &minute }, 0, 0, EndSender, "said nothing for 1m0s"},
+		"a long transaction is sent": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			silence := 34 * time.Second
+			p.Slot.Silence, p.Slot.replies = &silence, 30*time.Second
+		}, 0, 0, "", ""},
+		"reader gone, wherever it is heard seldom": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			p.Slot.Silence, p.Slot.replies = &minute, 30*time.Second
+		}, 0, 0, EndSender, "said nothing for 1m0s"},
 		"stuck with events": {func(now time.Time, _ *Facts, p *Pipeflow) {
 			p.Slot.Confirmed, p.Slot.LagBytes, p.Unseen = 900, 100, []Unseen{unseenFor(now, 2*time.Second, 950)}
 		}, 12 * time.Second, 10 * time.Second, Restart, "1 events wait that Kafka does not have"},
@@ -157,6 +164,52 @@ func TestPauses(t *testing.T) {
 	acts(10*time.Minute, 15*time.Minute, false)
 	if n := acts(15*time.Minute, 15*time.Minute+6*time.Second, true); n != 2 {
 		t.Errorf("%d restarts in the first 6 s of a new fault", n)
+	}
+}
+
+// To start a connector that runs may be what hinders it: in the end it is left alone for long.
+func TestPatience(t *testing.T) {
+	m := &memory{}
+	begin := time.Now()
+	var last, longest time.Duration
+	n := 0
+	for passed := time.Duration(0); passed < 4*time.Hour; passed += 2 * time.Second {
+		f, flow := scene(begin.Add(passed))
+		flow.Slot.Confirmed, flow.Slot.LagBytes, flow.Unseen = 900, 100, []Unseen{unseenFor(f.At, time.Minute, 950)}
+		flow.Unseen[0].Confirmed = time.Time{}
+		f.Pipelines["x"] = flow
+		if acts := decide(f.At, "x", f, m); len(acts) > 0 {
+			n, longest, last = n+1, max(longest, passed-last), passed
+		}
+	}
+	if n < 12 || n > 20 || longest < patientPause || longest > patientPause+time.Minute {
+		t.Errorf("%d restarts in 4 hours, %s between two at most", n, longest)
+	}
+}
+
+// An event is confirmed by the reader that sends it: another one sends some anew, and a new slot begins after them.
+func TestConfirmedByTheReaderThatSendsIt(t *testing.T) {
+	u := unseenFor(time.Now(), time.Minute, 950)
+	u.Confirmed = time.Time{}
+	w := &watch{unseen: map[uuid.UUID]Unseen{u.ID: u}}
+	for i, c := range []struct {
+		reader         string
+		wal, confirmed int64
+		want           bool
+	}{
+		{"a", 1000, 990, false}, // of an earlier reader, perhaps
+		{"a", 1100, 1000, false},
+		{"a", 1100, 1001, true},
+		{"", 1200, 1001, true}, // nobody reads, nothing changes
+		{"b", 1300, 1200, false},
+		{"b", 1400, 1300, false},
+		{"b", 1400, 1400, true},
+	} {
+		at := time.Unix(int64(i), 0)
+		w.confirm(Pipeflow{Slot: &Slot{reader: c.reader, WAL: c.wal, Confirmed: c.confirmed}, Unseen: []Unseen{w.unseen[u.ID]}}, at)
+		if got := w.unseen[u.ID].Confirmed; got.IsZero() == c.want {
+			t.Errorf("look %d: confirmed at %s, want %t", i, got, c.want)
+		}
 	}
 }
 

@@ -77,10 +77,13 @@ type Slot struct {
 	// has no reader.
 	Silence *time.Duration `json:"silence_ns,omitempty"`
 
-	pid    int32  // the walsender's process; 0: none
-	reader string // of a connector: the process and when it began; "": none, or it may not be seen
-	mark   mark
-	next   int64 // the transaction that begins next
+	pid int32 // the walsender's process; 0: none
+	// replies is how often a reader is heard at least: while it sends a long transaction, a walsender listens only after half of
+	// wal_sender_timeout.
+	replies time.Duration
+	reader  string // of a connector: the process and when it began; "": none, or it may not be seen
+	mark    mark
+	next    int64 // the transaction that begins next
 	// history is of which cluster and timeline the log is.
 	history   string
 	published bool      // the publication has the outbox
@@ -245,7 +248,8 @@ SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, 
        -- Outside of a snapshot Debezium's sessions have no transaction that lasts.
        (SELECT extract(epoch FROM max(clock_timestamp() - a.xact_start))::float8 FROM pg_stat_activity a
         WHERE a.datname = current_database() AND a.application_name LIKE 'Debezium%' AND a.backend_type = 'client backend'
-          AND a.xact_start < clock_timestamp() - interval '1 s')
+          AND a.xact_start < clock_timestamp() - interval '1 s'),
+       (SELECT setting::bigint / 2 FROM pg_settings WHERE name = 'wal_sender_timeout')
 FROM (VALUES ($1::name)) want (slot_name)
 LEFT JOIN pg_replication_slots s ON s.slot_name = want.slot_name
 LEFT JOIN pg_stat_replication r ON r.pid = s.active_pid`
@@ -274,10 +278,11 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var s Slot
 	var said *string
 	var snapshot *float64
+	var replies int64                         // ms
 	err := outbox.CheckPublication(ctx, p.DB) // first: what begins after the look is published then
 	if s.published = err == nil; err == nil || errors.As(err, new(outbox.SettingError)) {
 		err = p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &s.publication, &snapshot)
+			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &s.publication, &snapshot, &replies)
 	}
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer
@@ -286,6 +291,7 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	if s.Exists {
 		s.LagBytes = max(0, s.WAL-s.Confirmed)
 	}
+	s.replies = time.Duration(replies) * time.Millisecond
 	s.Silence = h.silence(time.Now(), said)
 	if snapshot != nil {
 		d := time.Duration(max(0, *snapshot) * float64(time.Second))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Unseen is an event whose outbox row is committed and whose id is not in its consumer's inbox.
@@ -46,6 +47,7 @@ type watch struct {
 	upto   uuid.UUID // all up to here was looked at, but for the gaps
 	gaps   []gap     // oldest first
 	unseen map[uuid.UUID]Unseen
+	reader string // of the slot
 }
 
 // gap are the ids between two, without them.
@@ -67,16 +69,24 @@ func (s *Supervisor) follow(ctx context.Context, p Pipeline, w *watch) ([]Unseen
 	return unseen, err
 }
 
-// confirm notes of which unseen events the slot says that Kafka has them.
+// confirm notes of which unseen events the slot says that Kafka has them. A new reader sends some anew, and a slot that was made anew
+// begins after them: it says so with what it confirms beyond the log that it has found.
 func (w *watch) confirm(flow Pipeflow, at time.Time) {
 	if flow.Slot == nil {
 		return
 	}
+	anew := flow.Slot.reader != "" && flow.Slot.reader != w.reader
+	if anew {
+		w.reader = flow.Slot.reader
+	}
 	for i, u := range flow.Unseen {
-		if u.Confirmed.IsZero() && flow.Slot.Confirmed > u.WAL {
+		switch {
+		case anew:
+			u.WAL, u.Confirmed = max(u.WAL, flow.Slot.WAL), time.Time{}
+		case u.Confirmed.IsZero() && flow.Slot.Confirmed > u.WAL:
 			u.Confirmed = at
-			flow.Unseen[i], w.unseen[u.ID] = u, u
 		}
+		flow.Unseen[i], w.unseen[u.ID] = u, u
 	}
 }
 
@@ -91,7 +101,7 @@ func (s *Supervisor) look(ctx context.Context, p Pipeline, w *watch) error {
 	if first {
 		w.unseen, w.upto = map[uuid.UUID]Unseen{}, begin
 	}
-	if err := s.askAgain(ctx, w); err != nil {
+	if err := s.askAgain(ctx, p, w); err != nil {
 		return err
 	}
 	w.gaps = slices.DeleteFunc(w.gaps, func(g gap) bool { return compare(g.before, begin) <= 0 })
@@ -195,8 +205,9 @@ func floor(millis int64) (id uuid.UUID) {
 	return id
 }
 
-// askAgain forgets the unseen events that were seen since.
-func (s *Supervisor) askAgain(ctx context.Context, w *watch) error {
+// askAgain forgets the unseen events that were seen since, and those whose rows are gone: nothing can send them again, and the auditor
+// tells of them.
+func (s *Supervisor) askAgain(ctx context.Context, p Pipeline, w *watch) error {
 	known := make([]event, 0, len(w.unseen))
 	for _, u := range w.unseen {
 		known = append(known, event{u.ID, u.Topic, u.WAL})
@@ -205,9 +216,15 @@ func (s *Supervisor) askAgain(ctx context.Context, w *watch) error {
 	if err != nil {
 		return err
 	}
+	kept, err := which(ctx, p.DB, still, `SELECT id FROM outbox WHERE id = ANY($1) AND id BETWEEN $2 AND $3`)
+	if err != nil {
+		return err
+	}
 	unseen := make(map[uuid.UUID]Unseen, len(still))
 	for _, ev := range still {
-		unseen[ev.ID] = w.unseen[ev.ID]
+		if kept[ev.ID] {
+			unseen[ev.ID] = w.unseen[ev.ID]
+		}
 	}
 	w.unseen = unseen
 	return nil
@@ -225,7 +242,7 @@ func (s *Supervisor) ask(ctx context.Context, events []event) (unseen []event, e
 		if len(of) == 0 {
 			continue
 		}
-		seen, err := askInbox(ctx, consumer, of)
+		seen, err := which(ctx, consumer.DB, of, `SELECT event_id FROM inbox WHERE event_id = ANY($1) AND event_id BETWEEN $2 AND $3`)
 		if err != nil {
 			return nil, err
 		}
@@ -238,25 +255,28 @@ func (s *Supervisor) ask(ctx context.Context, events []event) (unseen []event, e
 	return unseen, nil
 }
 
-// askInbox returns the ids of the events that are in the inbox.
-func askInbox(ctx context.Context, consumer Pipeline, events []event) (map[uuid.UUID]bool, error) {
+// which returns the ids of the events that sql finds: it is given all of them, and the lowest and the highest.
+func which(ctx context.Context, db *pgxpool.Pool, events []event, sql string) (map[uuid.UUID]bool, error) {
+	if len(events) == 0 {
+		return nil, nil
+	}
 	ids := make([][16]byte, len(events))
 	for i, ev := range events {
 		ids[i] = ev.ID
 	}
 	low, high := slices.MinFunc(events, byID).ID, slices.MaxFunc(events, byID).ID
 	// The bounds let PostgreSQL leave out the partitions of other days.
-	rows, err := consumer.DB.Query(ctx, `SELECT event_id FROM inbox WHERE event_id = ANY($1) AND event_id BETWEEN $2 AND $3`, ids, low, high)
+	rows, err := db.Query(ctx, sql, ids, low, high)
 	if err != nil {
 		return nil, err
 	}
-	seen := map[uuid.UUID]bool{}
+	found := map[uuid.UUID]bool{}
 	var id uuid.UUID
 	_, err = pgx.ForEachRow(rows, []any{&id}, func() error {
-		seen[id] = true
+		found[id] = true
 		return nil
 	})
-	return seen, err
+	return found, err
 }
 
 func compare(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }

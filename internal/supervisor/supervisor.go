@@ -77,7 +77,7 @@ type Config struct {
 	Consumer func(topic string) string
 	// Every is the time from one look to the next. Default 2 s, at most [MaxEvery].
 	Every time.Duration
-	// DryRun only says what would be done.
+	// DryRun only says what would be done, whoever acts beside it.
 	DryRun bool
 	// Instance is how acts name this supervisor.
 	Instance string
@@ -184,7 +184,7 @@ func (s *Supervisor) Leads() bool {
 
 // Run looks and acts until ctx is done; then it returns nil. What cannot be reached is waited for.
 func (s *Supervisor) Run(ctx context.Context) error {
-	lock := &lock{pool: s.cfg.Pipelines[0].DB, idle: LockIdle}
+	lock := &lock{pool: s.cfg.Pipelines[0].DB, idle: LockIdle, dry: s.cfg.DryRun}
 	defer lock.release()
 	tick := time.NewTicker(s.cfg.Every)
 	defer tick.Stop()

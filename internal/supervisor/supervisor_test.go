@@ -189,6 +189,10 @@ func TestSupervisor(t *testing.T) {
 		if _, err := r.connect.Status(t.Context(), "orderdb"); err == nil {
 			t.Error("it was registered")
 		}
+		var free bool
+		if err := r.DB("orderdb").QueryRow(t.Context(), `SELECT pg_try_advisory_xact_lock($1)`, int64(supervisor.LockKey)).Scan(&free); err != nil || !free {
+			t.Errorf("it has the lock of the one that acts: %v", err)
+		}
 	})
 	stop := r.start(r.config)
 	t.Cleanup(func() { stop() })
