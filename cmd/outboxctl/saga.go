@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -69,11 +70,21 @@ func readSaga(ctx context.Context, cmd *cobra.Command, id uuid.UUID) (*saga, err
 	if err != nil {
 		return nil, err
 	}
-	found, err := d.sagas(ctx, []uuid.UUID{id}, rows)
-	if err != nil {
-		return nil, err
+	var s *saga
+	for range 5 { // an order that goes on meanwhile would have its answer handled and wait for it
+		found, err := d.sagas(ctx, []uuid.UUID{id}, rows)
+		if err != nil {
+			return nil, err
+		}
+		s = found[0]
+		before := rows
+		if rows, err = d.orders(ctx, []uuid.UUID{id}); err != nil {
+			return nil, err
+		}
+		if slices.EqualFunc(before, rows, func(a, b orderRow) bool { return a.UpdatedAt.Equal(b.UpdatedAt) }) {
+			break
+		}
 	}
-	s := found[0]
 	if s.Order == nil && s.Payment == nil && s.Reservation == nil && len(s.Events)+len(s.DeadLetters) == 0 {
 		return nil, fmt.Errorf("nothing is known of an order %s: is it of another system? GET /orders lists the orders", id)
 	}

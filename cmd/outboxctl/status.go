@@ -158,7 +158,7 @@ FROM (SELECT id, payment_status, stock_status, needs_attention, created_at FROM 
 WHERE payment_status IN ('IN_PROGRESS', 'COMPENSATING') OR stock_status IN ('IN_PROGRESS', 'COMPENSATING')`
 
 	// The key of a record is its order's id. Resolved ones too: what was discarded is waited for still.
-	selectLetters = `SELECT key FROM dead_letters ORDER BY id DESC LIMIT $1`
+	selectLetters = `SELECT key FROM dead_letters WHERE octet_length(key) = 36 ORDER BY id DESC LIMIT $1`
 )
 
 // countOrders counts orders, at most limit of the newest. named are older ones that may wait.

@@ -60,7 +60,7 @@ func newLetter(d inbox.DeadLetter) letter {
 // lettersAtOnce bounds the memory of a page: dead letters are read with their payloads of up to 1 MB.
 const lettersAtOnce = 20
 
-// list answers without payloads; show has them.
+// list answers without payloads, and with the beginning of a long key; show has them.
 func (d deadLetters) list(w http.ResponseWriter, r *http.Request) error {
 	page, err := ReadPage(r)
 	if err != nil {
@@ -94,7 +94,9 @@ func (d deadLetters) list(w http.ResponseWriter, r *http.Request) error {
 			return err
 		}
 		for i := range found {
-			letters, filter.After = append(letters, newLetter(found[i])), found[i].ID
+			l := newLetter(found[i])
+			l.Key = clip(l.Key) // it may have a megabyte too
+			letters, filter.After = append(letters, l), found[i].ID
 		}
 		if len(found) < filter.Limit {
 			break

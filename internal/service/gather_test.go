@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"sync"
@@ -30,6 +31,8 @@ func (l *commitLog) commit(_ context.Context, items []string) ([]Result[string],
 		switch {
 		case item == "breaks the batch":
 			return nil, errors.New("this item is impossible")
+		case item == "refused, and the connection broke":
+			return nil, errors.Join(Conflict("x", "refused"), io.ErrUnexpectedEOF)
 		case item == "panics":
 			panic("boom")
 		case item == "no database":
@@ -82,7 +85,7 @@ func TestRequestsThatWaitShareATransaction(t *testing.T) {
 }
 
 func TestOneBadItemDoesNotFailTheOthers(t *testing.T) {
-	for _, bad := range []string{"breaks the batch", "panics"} {
+	for _, bad := range []string{"breaks the batch", "refused, and the connection broke", "panics"} {
 		var l commitLog
 		got := together(t, &l, "a", bad, "c")
 		if got[0] != "did a" || got[2] != "did c" || !strings.HasPrefix(got[1], "error: ") {

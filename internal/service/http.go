@@ -95,8 +95,9 @@ func (h *health) alive(w http.ResponseWriter, _ *http.Request) error {
 	return WriteJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }
 
-// readyTimeout bounds all checks of one readyz.
-const readyTimeout = 2 * time.Second
+// readyTimeout bounds all checks of one readyz; brokerTimeout how long it waits for a broker that cannot change the answer: load
+// balancers wait a second.
+const readyTimeout, brokerTimeout = 2 * time.Second, 300 * time.Millisecond
 
 // ready answers 200 or 503 with the result of each check. It says whether requests should come here, so a
 // consumer that has worked and then loses Kafka does not make it red: requests need the database
@@ -104,11 +105,16 @@ const readyTimeout = 2 * time.Second
 func (h *health) ready(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 	defer cancel()
+	most := readyTimeout
+	if h.joined.Load() {
+		most = brokerTimeout
+	}
+	consumer := h.consumerReady(ctx, most)
 	checks := map[string]error{
 		"running":    h.running(),
 		"database":   h.pool.Ping(ctx),
 		"partitions": h.partitions(ctx),
-		"consumer":   h.consumer.Ready(ctx),
+		"consumer":   <-consumer,
 	}
 	if checks["consumer"] == nil {
 		h.joined.Store(true)
@@ -124,6 +130,21 @@ func (h *health) ready(w http.ResponseWriter, r *http.Request) error {
 		}
 	}
 	return WriteJSON(w, status, map[string]any{"ready": status == http.StatusOK, "checks": texts})
+}
+
+// consumerReady asks the consumer, and answers within most, whatever a broker that hangs does.
+func (h *health) consumerReady(ctx context.Context, most time.Duration) <-chan error {
+	asked, answer := make(chan error, 1), make(chan error, 1)
+	go func() { asked <- h.consumer.Ready(ctx) }()
+	go func() {
+		select {
+		case err := <-asked:
+			answer <- err
+		case <-time.After(most):
+			answer <- fmt.Errorf("no broker has answered within %s", most)
+		}
+	}()
+	return answer
 }
 
 // farewell closes each connection with its next answer once shutdown has begun: the client's next

@@ -136,8 +136,12 @@ func writeProblem(w http.ResponseWriter, p *Problem) {
 }
 
 // Unavailable tells a database that cannot work now from one that refused a statement:
-// the same request may succeed later.
+// the same request may succeed later. A refusal of ours stays one, though the rollback after it failed.
 func Unavailable(err error) bool {
+	var problem *Problem
+	if errors.As(err, &problem) {
+		return problem.Status == http.StatusServiceUnavailable
+	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && len(pg.Code) == 5 {
 		switch pg.Code[:2] {

@@ -82,6 +82,7 @@ func TestCluster(t *testing.T) {
 		defer w.signal(name, syscall.SIGCONT)
 		w.takeover(b, name, syscall.SIGSTOP)
 	})
+	run("Kafka frozen", func(w *world) { w.kafkaFrozen() })
 	run("Kafka down", func(w *world) { w.kafkaDown(b) })
 	run("Postgres down", func(w *world) { w.postgresDown(b) })
 	run("audit", func(w *world) { w.finish(&load{stop: func() {}}) })
@@ -300,6 +301,34 @@ func (w *world) rollingRestart(b *balancer) {
 	if p99 > time.Second && !stacktest.Race {
 		w.t.Errorf("p99 is %s, the bar is 1 s", p99)
 	}
+}
+
+// A broker that hangs takes no instance out of service, and delays no balancer's question, which waits for a second: two in a row that go
+// wrong would take it out (debezium/haproxy.cfg).
+func (w *world) kafkaFrozen() {
+	for _, name := range w.BrokerNames() {
+		w.signal(name, syscall.SIGSTOP)
+		defer w.signal(name, syscall.SIGCONT)
+	}
+	var asking sync.WaitGroup
+	for _, s := range system.Services() {
+		for i := range 2 {
+			asking.Go(func() {
+				wrong := 0
+				for range 5 {
+					ctx, cancel := context.WithTimeout(w.t.Context(), time.Second)
+					err := system.Ask(ctx, w.URL(s.Name, i)+"/readyz")
+					cancel()
+					if wrong++; err == nil {
+						wrong = 0
+					} else if wrong == 2 {
+						w.t.Errorf("instance %d of %s: %v", i+1, s.Name, err)
+					}
+				}
+			})
+		}
+	}
+	asking.Wait()
 }
 
 // Without Kafka orders are taken nevertheless, and settle once it is back. KAFKA_DOWN says for how long.

@@ -100,6 +100,9 @@ func (s *Saga) postOrder(w http.ResponseWriter, r *http.Request) error {
 		return service.WriteJSON(w, http.StatusAccepted, viewOf(p, placed))
 	}
 	view, err := s.find(r, placed.ID)
+	if err != nil && !placed.Again { // it is placed: an error would have the client do so again
+		return service.WriteJSON(w, http.StatusAccepted, viewOf(p, placed))
+	}
 	if err != nil {
 		return err
 	}
