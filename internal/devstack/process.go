@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"sort"
 	"strconv"
 	"strings"
@@ -148,10 +149,13 @@ func CheckPort(p Process) error {
 }
 
 // listenable is nil if one can listen on a port. A child that is forked meanwhile would have the listener too until it
-// becomes another program, and keep the port taken after it is closed here: so none is (see [syscall.ForkLock]).
+// becomes another program, and keep the port taken after it is closed here: so none is (see [syscall.ForkLock]). Elsewhere than
+// on Linux package net takes that lock itself, for a shorter time; to take it twice could wait for ever.
 func listenable(port int) error {
-	syscall.ForkLock.RLock()
-	defer syscall.ForkLock.RUnlock()
+	if runtime.GOOS == "linux" {
+		syscall.ForkLock.RLock()
+		defer syscall.ForkLock.RUnlock()
+	}
 	l, err := net.Listen("tcp", hostPort(port))
 	if err != nil {
 		return err

@@ -136,7 +136,12 @@ func (s Schedule) Exec(args []string) error {
 		return err
 	}
 	return s.Start(func() error {
-		if err := syscall.Exec(program, args, append(os.Environ(), s.Env())); err != nil {
+		if s.Interval != "" { // not a second one, of which programs take the first or the last
+			if err := os.Setenv(IntervalVariable, s.Interval); err != nil {
+				return err
+			}
+		}
+		if err := syscall.Exec(program, args, os.Environ()); err != nil {
 			return fmt.Errorf("run %s: %w", program, err)
 		}
 		return nil

@@ -216,7 +216,7 @@ func announce(topic, eventType string, d inbox.DeadLetter) (outbox.Event, error)
 			return ev, err
 		}
 	}
-	ev.Traceparent = d.Traceparent
+	ev.Traceparent = wellFormed(d.Traceparent)
 	return ev, nil
 }
 

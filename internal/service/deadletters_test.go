@@ -17,10 +17,12 @@ import (
 
 const someOrder = "0198c0de-0000-7000-8000-000000000001"
 
+const someTrace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 func dead(key, payload string) inbox.DeadLetter {
 	return inbox.DeadLetter{
 		ID: outbox.NewID(), EventID: "x", EventType: "stock.requested", Topic: "stock", Partition: 3, Offset: 9,
-		Key: []byte(key), Payload: []byte(payload), Error: "no", Attempts: 2, FailedAt: time.Now(), Traceparent: "t",
+		Key: []byte(key), Payload: []byte(payload), Error: "no", Attempts: 2, FailedAt: time.Now(), Traceparent: someTrace,
 	}
 }
 
@@ -55,7 +57,7 @@ func TestAnnounce(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if ev.Topic != "stock.dlt" || ev.Type != "stock.dead_lettered" || ev.AggregateID != c.wantKey || ev.Traceparent != "t" || len(ev.Payload) > outbox.MaxPayload {
+		if ev.Topic != "stock.dlt" || ev.Type != "stock.dead_lettered" || ev.AggregateID != c.wantKey || ev.Traceparent != someTrace || len(ev.Payload) > outbox.MaxPayload {
 			t.Errorf("%s: %s %s %q, %d bytes", name, ev.Topic, ev.Type, ev.AggregateID, len(ev.Payload))
 		}
 		body, err := events.Decode(ev.Type, ev.AggregateID, ev.Payload)
@@ -82,6 +84,17 @@ func TestAnnounce(t *testing.T) {
 		}
 		if form != c.form || d.OrderID != c.order || d.Offset != 9 || d.Attempts != 2 {
 			t.Errorf("%s: %s, order %q, %+.200v", name, form, d.OrderID, d)
+		}
+	}
+}
+
+// What is no trace context, and might not fit an outbox, goes no further.
+func TestAnnounceWithoutATraceContext(t *testing.T) {
+	d := dead(someOrder, `{}`)
+	for _, trace := range []string{"", "t", strings.Repeat("0", 2000)} {
+		d.Traceparent = trace
+		if ev, err := announce("stock.dlt", "stock.dead_lettered", d); err != nil || ev.Traceparent != "" {
+			t.Errorf("%.10q: %q, %v", trace, ev.Traceparent, err)
 		}
 	}
 }

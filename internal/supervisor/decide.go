@@ -40,7 +40,7 @@ const (
 	missingAfter  = 4 * time.Second  // a connector that is being changed is missing for a moment
 	inactiveAfter = 6 * time.Second  // a restart takes 2 s
 	silentAfter   = 12 * time.Second // the reader says something each 5 s; see also Slot.replies
-	silentLonger  = 5 * time.Second  // than the reader is heard at least
+	silentLonger  = 2 * time.Second  // than the reader is heard at least
 	stalledAfter  = 6 * time.Second  // with nothing confirmed: Connect is asked for its offset then
 	stuckAfter    = 10 * time.Second // with events waiting that Kafka does not have
 	deadAfter     = 30 * time.Second // with nothing waiting but heartbeats
@@ -154,6 +154,11 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 		// Without PostgreSQL, Connect or Kafka nothing can flow, and no restart would help.
 		m.since, m.moved = map[string]time.Time{}, now
 		return acts
+	}
+	if slot.Confirmed > m.confirmed { // it was not hindered by the last start
+		p := m.acts[stuck]
+		p.pause = min(p.pause, lastPause)
+		m.acts[stuck] = p
 	}
 	if slot.Confirmed != m.confirmed || slot.LagBytes == 0 {
 		m.confirmed, m.moved = slot.Confirmed, now

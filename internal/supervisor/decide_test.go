@@ -67,7 +67,7 @@ func TestDecide(t *testing.T) {
 		}, 0, 0, "", ""},
 		"reader gone": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot.Silence = &minute }, 0, 0, EndSender, "said nothing for 1m0s"},
 		"a long transaction is sent": {func(_ time.Time, _ *Facts, p *Pipeflow) {
-			silence := 34 * time.Second
+			silence := 31 * time.Second
 			p.Slot.Silence, p.Slot.replies = &silence, 30*time.Second
 		}, 0, 0, "", ""},
 		"reader gone, wherever it is heard seldom": {func(_ time.Time, _ *Facts, p *Pipeflow) {
@@ -180,6 +180,20 @@ func TestPatience(t *testing.T) {
 		f.Pipelines["x"] = flow
 		if acts := decide(f.At, "x", f, m); len(acts) > 0 {
 			n, longest, last = n+1, max(longest, passed-last), passed
+		}
+	}
+	f, flow := scene(begin.Add(last + time.Minute)) // it is well for a moment: the next time it is no longer a long transaction
+	f.Pipelines["x"] = flow
+	decide(f.At, "x", f, m)
+	for passed := last + 2*time.Minute; passed < last+10*time.Minute; passed += 2 * time.Second {
+		f, flow := scene(begin.Add(passed))
+		flow.Slot.Confirmed, flow.Slot.LagBytes, flow.Unseen = 1000, 100, []Unseen{unseenFor(f.At, time.Minute, 950)}
+		flow.Unseen[0].Confirmed = time.Time{}
+		f.Pipelines["x"] = flow
+		if acts := decide(f.At, "x", f, m); len(acts) > 0 {
+			break
+		} else if passed > last+3*time.Minute {
+			t.Fatal("after it was well it is left alone for as long")
 		}
 	}
 	if n < 12 || n > 20 || longest < patientPause || longest > patientPause+time.Minute {
