@@ -42,7 +42,7 @@ func newConnectorsCommand() *cobra.Command {
 			Long: `Succeed if the worker works, every connector is RUNNING with its slot active, and, where KAFKA_BROKERS is set,
 a broker answers and the newest heartbeat of every connector is no older than ` + connect.MaxSilence.String() + `. The health check of the worker's container.`,
 			RunE: func(cmd *cobra.Command, _ []string) error { return connectors(cmd, o, false) }},
-		&cobra.Command{Use: "worker -- PROGRAM [ARGUMENT]...", Short: "Become the program that runs Kafka Connect, scheduled as Debezium needs it", Args: cobra.MinimumNArgs(1),
+		&cobra.Command{Use: "worker -- PROGRAM [ARGUMENT]...", Short: "Become the program that runs Kafka Connect, scheduled as Debezium needs it",
 			Long: `Become the program that runs Kafka Connect. On Linux it is scheduled as a batch (` + scheduling.PolicyVariable + `=other: as any program), and its timed
 waits may end 8 ms late (` + scheduling.SlackVariable + `); ` + scheduling.IntervalVariable + `, which the connectors read, is then 2 unless it is set.`,
 			RunE: func(cmd *cobra.Command, args []string) error { return becomeWorker(cmd, args) }},
@@ -51,6 +51,9 @@ waits may end 8 ms late (` + scheduling.SlackVariable + `); ` + scheduling.Inter
 }
 
 func becomeWorker(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return errors.New("name the program that runs Kafka Connect after --, for example connect-distributed.sh and its file")
+	}
 	w, missing, err := scheduling.ForWorker()
 	if err != nil {
 		return err

@@ -133,7 +133,7 @@ func (s Schedule) Start(start func() error) error {
 func (s Schedule) Exec(args []string) error {
 	program, err := exec.LookPath(args[0])
 	if err != nil {
-		return err
+		return fmt.Errorf("give the path of a program: %w", err)
 	}
 	return s.Start(func() error {
 		if s.Interval != "" { // not a second one, of which programs take the first or the last
