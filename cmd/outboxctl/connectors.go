@@ -59,7 +59,7 @@ func becomeWorker(cmd *cobra.Command, args []string) error {
 		return err
 	}
 	if missing != nil {
-		fmt.Fprintln(cmd.ErrOrStderr(), "outboxctl: the worker takes more CPU than it need:", missing)
+		fmt.Fprintln(cmd.ErrOrStderr(), "outboxctl:", missing)
 	}
 	return w.Exec(args)
 }

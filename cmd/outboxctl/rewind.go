@@ -22,9 +22,10 @@ func newRewindCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "rewind", Short: "Have a service read its topics again from a time on, after its database was restored", Args: cobra.NoArgs,
 		Long: `Set the offsets of a service's consumer group back to the first records at or after a time, or further if that is where they are
-already. The time of a record is when its event was made, not when it was handled: give the moment to which the database was restored, less how far
-the service lagged then. The inbox skips what its database has, so too early a time only costs time: if in doubt, give 168h, all that Kafka has. Or set them to the end of the topics: only where all databases were restored together and all outboxes are sent again
-after that, so that what is skipped comes again, but for what is of orders that are gone.
+already. The time of a record is when its event was made, not when it was handled: give the moment to which the database was
+restored, less how far the service lagged then. The inbox skips what its database has, so too early a time only costs time: if in
+doubt, give 168h, all that Kafka has. Or set them to the end of the topics: only where all databases were restored together and all
+outboxes are sent again after that, so that what is skipped comes again, but for what is of orders that are gone.
 The service must be stopped: a group with members keeps its own offsets. It reads KAFKA_BROKERS, by default those of the local stack.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			ctx, cancel := context.WithTimeout(cmd.Context(), 30*time.Second)

@@ -239,7 +239,7 @@ func (s *Stack) connect(kit Kit, i int) (Process, error) {
 		return Process{}, err
 	}
 	if missing != nil {
-		s.Say("  %-18s takes more CPU than it need: %v", name, missing)
+		s.Say("  %-18s %v", name, missing)
 	}
 	p := Process{
 		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),

@@ -54,7 +54,7 @@ func ForProcess() (s Schedule, err error) {
 	return s, err
 }
 
-// ForWorker is [ForProcess] for a Connect worker. missing says what this system cannot do.
+// ForWorker is [ForProcess] for a Connect worker. missing says what this system cannot do, for people.
 func ForWorker() (s Schedule, missing, err error) {
 	asked, err := policy()
 	if err != nil {
@@ -73,7 +73,7 @@ func ForWorker() (s Schedule, missing, err error) {
 		cannot, asked.Slack = append(cannot, err.Error()), 0
 	}
 	if len(cannot) > 0 {
-		missing = errors.New(strings.Join(cannot, "; "))
+		missing = errors.New("the worker takes more CPU time than it could: " + strings.Join(cannot, "; "))
 	}
 	usual := 2
 	if asked.Slack == 0 {

@@ -110,3 +110,13 @@ func TestBefore(t *testing.T) {
 		}
 	}
 }
+
+// A trace context goes on with the messages; what is none, and may be as long as a header, does not.
+func TestOutboxKeepsATraceContextOnly(t *testing.T) {
+	m := events.Message{Topic: "stock", OrderID: someOrder, Type: "stock.requested", Payload: map[string]int{}}
+	for given, want := range map[string]string{someTrace: someTrace, "": "", "t": "", strings.Repeat("0", 100_000): "", someTrace + "x": ""} {
+		if ev, err := Outbox(uuid.Nil, m, given); err != nil || ev.Traceparent != want {
+			t.Errorf("%.70q: %q, %v", given, ev.Traceparent, err)
+		}
+	}
+}

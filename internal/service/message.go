@@ -2,7 +2,6 @@ package service
 
 import (
 	"fmt"
-	"net/http"
 	"regexp"
 	"slices"
 
@@ -30,7 +29,7 @@ func Decode(ev inbox.Event, types ...string) (any, error) {
 }
 
 // Outbox makes the outbox row of a saga message. id is the event's; the zero id: a new
-// one. traceparent may be empty.
+// one. A traceparent that is no trace context is left out, as the standard asks.
 func Outbox(id uuid.UUID, m events.Message, traceparent string) (outbox.Event, error) {
 	ev, err := outbox.New(m.Topic, "order", m.OrderID, m.Type, m.Payload)
 	if err != nil {
@@ -65,6 +64,3 @@ func wellFormed(traceparent string) string {
 	}
 	return traceparent
 }
-
-// Traceparent is the request's trace context, to go on with its events; empty where there is none or it is malformed.
-func Traceparent(r *http.Request) string { return wellFormed(r.Header.Get("traceparent")) }

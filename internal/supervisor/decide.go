@@ -59,6 +59,9 @@ const patientPause = 30 * time.Minute
 // stuck counts the restarts of a connector that runs.
 const stuck Kind = "restart, stuck"
 
+// patient are the acts whose pauses grow up to that.
+var patient = []Kind{stuck, EndSender}
+
 // resendPause keeps a fault that a resend does not mend from sending the outbox for ever. One that failed has sent nothing.
 const resendPause, resendFailedPause = 5 * time.Minute, time.Minute
 
@@ -107,7 +110,7 @@ func (m *memory) allow(now time.Time, kind Kind) bool {
 		p.pause = firstPause
 	default:
 		longest := lastPause
-		if kind == stuck || kind == EndSender {
+		if slices.Contains(patient, kind) {
 			longest = patientPause
 		}
 		p.pause = min(max(2*p.pause, firstPause), longest)
@@ -123,10 +126,13 @@ func (m *memory) stalled(slot *Slot, now time.Time) bool {
 }
 
 // failed is for a resend that was allowed and has sent nothing.
-func (m *memory) failed() {
-	for _, kind := range []Kind{Resend, restored} {
+func (m *memory) failed() { m.shorten(resendFailedPause, Resend, restored) }
+
+// shorten bounds the pauses before the next acts of some kinds.
+func (m *memory) shorten(most time.Duration, kinds ...Kind) {
+	for _, kind := range kinds {
 		p := m.acts[kind]
-		p.pause = min(p.pause, resendFailedPause)
+		p.pause = min(p.pause, most)
 		m.acts[kind] = p
 	}
 }
@@ -156,9 +162,7 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 		return acts
 	}
 	if slot.Confirmed > m.confirmed { // it was not hindered by the last start
-		p := m.acts[stuck]
-		p.pause = min(p.pause, lastPause)
-		m.acts[stuck] = p
+		m.shorten(lastPause, patient...)
 	}
 	if slot.Confirmed != m.confirmed || slot.LagBytes == 0 {
 		m.confirmed, m.moved = slot.Confirmed, now

@@ -278,11 +278,11 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var s Slot
 	var said *string
 	var snapshot *float64
-	var replies int64                         // ms
+	var repliesMillis int64
 	err := outbox.CheckPublication(ctx, p.DB) // first: what begins after the look is published then
 	if s.published = err == nil; err == nil || errors.As(err, new(outbox.SettingError)) {
 		err = p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &s.publication, &snapshot, &replies)
+			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &s.publication, &snapshot, &repliesMillis)
 	}
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer
@@ -291,7 +291,7 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	if s.Exists {
 		s.LagBytes = max(0, s.WAL-s.Confirmed)
 	}
-	s.replies = time.Duration(replies) * time.Millisecond
+	s.replies = time.Duration(repliesMillis) * time.Millisecond
 	s.Silence = h.silence(time.Now(), said)
 	if snapshot != nil {
 		d := time.Duration(max(0, *snapshot) * float64(time.Second))

@@ -70,7 +70,7 @@ func (s *Supervisor) follow(ctx context.Context, p Pipeline, w *watch) ([]Unseen
 }
 
 // confirm notes of which unseen events the slot says that Kafka has them. A new reader sends some anew, and a slot that was made anew
-// begins after them: it says so with what it confirms beyond the log that it has found.
+// begins after them: only what it confirms beyond the end of the log, as it was when that reader was first seen, counts.
 func (w *watch) confirm(flow Pipeflow, at time.Time) {
 	if flow.Slot == nil {
 		return

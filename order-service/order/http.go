@@ -86,7 +86,7 @@ func (s *Saga) postOrder(w http.ResponseWriter, r *http.Request) error {
 	if p.Key, err = service.ReadIdempotencyKey(r, "order", body); err != nil {
 		return err
 	}
-	p.Traceparent = service.Traceparent(r)
+	p.Traceparent = r.Header.Get("traceparent")
 	placed, err := s.Place(r.Context(), p)
 	if err != nil {
 		return err
@@ -194,7 +194,7 @@ func (s *Saga) postCancel(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	o, err := s.Cancel(r.Context(), id, service.Traceparent(r))
+	o, err := s.Cancel(r.Context(), id, r.Header.Get("traceparent"))
 	switch {
 	case err != nil:
 		return err
