@@ -7,11 +7,13 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"outboxsaga/internal/bench"
 	"outboxsaga/internal/bench/campaign"
+	"outboxsaga/internal/scheduling"
 	"outboxsaga/internal/system"
 
 	"github.com/spf13/cobra"
@@ -161,6 +163,9 @@ func runBench(ctx context.Context, out, progress io.Writer, o campaign.Options, 
 		Machine: bench.Machine(os.TempDir()), Versions: versions, Commit: commit(ctx, root), Max: map[string]int{},
 		Command: "scripts/bench.sh " + strings.Join(withoutBin(os.Args[2:]), " "),
 	}
+	if report.Settings, report.Notes, err = settings(); err != nil {
+		return err
+	}
 	c := &campaign.Campaign{
 		Builder: campaign.Builder{Root: root, Bin: bin, Out: out}, Options: o, Report: report, Progress: showProgress(progress), Ceilings: ceilings,
 	}
@@ -171,6 +176,31 @@ func runBench(ctx context.Context, out, progress io.Writer, o campaign.Options, 
 	err = c.Run(ctx, parts...)
 	fmt.Fprintf(out, "\n%s", report.Markdown())
 	return err
+}
+
+// settings are what the environment changes of the system, as it takes effect here, and what this machine cannot do.
+func settings() (all map[string]string, notes []string, err error) {
+	worker, missing, err := scheduling.ForWorker()
+	if err != nil {
+		return nil, nil, err
+	}
+	if missing != nil {
+		notes = append(notes, missing.Error())
+	}
+	policy := "other"
+	if worker.Batch {
+		policy = "batch"
+	}
+	all = map[string]string{
+		scheduling.PolicyVariable: policy, scheduling.IntervalVariable: worker.Interval,
+		scheduling.SlackVariable: strconv.FormatInt(worker.Slack.Milliseconds(), 10),
+	}
+	for _, name := range []string{"MAX_BATCH", "GOGC", "GOMAXPROCS", "GOMEMLIMIT"} {
+		if value, set := os.LookupEnv(name); set {
+			all[name] = value
+		}
+	}
+	return all, notes, nil
 }
 
 // withoutBin are the arguments as they were given to scripts/bench.sh.

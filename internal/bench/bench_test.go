@@ -112,8 +112,11 @@ func TestOrdersThatFailDoNotHold(t *testing.T) {
 	if p := (Point{Rate: 100, P99: 10, Failed: 1}); p.Holds() {
 		t.Errorf("%+v", p)
 	}
-	if p := (Point{Rate: 100, P99: 10, Failed: 1, Shape: Shape{Refused: 10}}); !p.Holds() {
+	if p := (Point{Rate: 100, P99: 10, Failed: 7, Refused: 7}); !p.Holds() {
 		t.Errorf("refusals were asked for: %+v", p)
+	}
+	if p := (Point{Rate: 100, P99: 10, Failed: 8, Refused: 7}); p.Holds() {
+		t.Errorf("one more failed: %+v", p)
 	}
 }
 
@@ -152,7 +155,8 @@ func TestArrivals(t *testing.T) {
 func TestShapes(t *testing.T) {
 	count := func(s Shape, field func(orderBody) string) map[string]int {
 		n := map[string]int{}
-		for _, text := range s.bodies(10_000) {
+		all, refused := s.bodies(10_000)
+		for _, text := range all {
 			var b orderBody
 			if err := json.Unmarshal(text, &b); err != nil {
 				t.Fatalf("%s: %v", text, err)
@@ -162,17 +166,18 @@ func TestShapes(t *testing.T) {
 			}
 			n[field(b)]++
 		}
+		n["refused"] = refused
 		return n
 	}
 	sku := func(b orderBody) string { return b.Items[0].SKU }
 	who := func(b orderBody) string { return b.Customer }
 	even := Shape{Customers: 100, Items: 50, Lines: 20}
 	for name, n := range count(even, sku) {
-		if n != 200 {
+		if name != "refused" && n < 140 || n > 260 {
 			t.Errorf("%s: %d orders", name, n)
 		}
 	}
-	if n := count(even, who); len(n) != 100 {
+	if n := count(even, who); len(n) != 101 || n["refused"] != 0 {
 		t.Error(len(n), "customers")
 	}
 	if n := count(Shape{Customers: 1, Items: 1}, sku); n["item-0"] != 10_000 {
@@ -181,8 +186,13 @@ func TestShapes(t *testing.T) {
 	if n := count(Shape{Customers: 9, Items: 1000, Zipf: 1.2}, sku); n["item-0"] < 1000 || n["item-0"] < 2*n["item-3"] {
 		t.Error(n["item-0"], n["item-3"])
 	}
-	if n := count(Shape{Customers: 9, Items: 9, Refused: 10}, who); n[poor] < 900 || n[poor] > 1100 {
-		t.Error(n[poor])
+	n := count(Shape{Customers: 9, Items: 9, Refused: 10}, who)
+	poorest := 0
+	for i := range poorCustomers {
+		poorest += n[poor(i)]
+	}
+	if poorest != n["refused"] || poorest < 900 || poorest > 1100 || n[poor(0)] > 50 {
+		t.Error(poorest, n)
 	}
 }
 

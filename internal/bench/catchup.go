@@ -6,8 +6,8 @@ type CatchUp struct {
 	DownSeconds     float64 `json:"down_seconds"`
 	Rate            int     `json:"rate"`          // orders/s meanwhile
 	Waiting         int     `json:"waiting"`       // events not sent when it was back; each has an answer
-	StartSeconds    float64 `json:"start_seconds"` // until it was back
-	Seconds         float64 `json:"seconds"`       // from then until all orders were settled
+	StartSeconds    float64 `json:"start_seconds"` // of its start, until all of it works
+	Seconds         float64 `json:"seconds"`       // from the beginning of its start until all orders were settled
 	EventsPerSecond float64 `json:"events_per_second"`
 	EventsPerOrder  float64 `json:"events_per_order"`
 }

@@ -58,7 +58,7 @@ func ProduceConsume(ctx context.Context, brokers []string, d time.Duration) (Cei
 	if err := provision.Topics(ctx, brokers, 1, provision.Topic{Name: topic, Partitions: partitions}); err != nil {
 		return c, err
 	}
-	producer, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.DefaultProduceTopic(topic), kgo.ProducerBatchCompression(kgo.Lz4Compression()), kgo.ProducerLinger(0))
+	producer, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.DefaultProduceTopic(topic), kgo.ProducerBatchCompression(kgo.NoCompression()), kgo.ProducerLinger(0))
 	if err != nil {
 		return c, err
 	}

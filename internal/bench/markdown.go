@@ -20,6 +20,10 @@ func (r Report) Markdown() string {
 	if r.Command != "" {
 		fmt.Fprintf(&b, "`%s`\n", r.Command)
 	}
+	for _, name := range slices.Sorted(maps.Keys(r.Settings)) {
+		fmt.Fprintf(&b, "%s=%s ", name, r.Settings[name])
+	}
+	b.WriteString("\n")
 	for _, note := range r.Notes {
 		fmt.Fprintf(&b, "\n> %s\n", note)
 	}
@@ -27,7 +31,11 @@ func (r Report) Markdown() string {
 	if len(r.Max) > 0 {
 		b.WriteString("\n### Highest rate that holds (p99 ≤ 1 s, nothing lost, no order failed, no growing backlog)\n\n| system | orders/s | all searches |\n|---|---|---|\n")
 		for _, system := range slices.Sorted(maps.Keys(r.Max)) {
-			fmt.Fprintf(&b, "| %s | **%d** | %s |\n", system, r.Max[system], strings.Trim(fmt.Sprint(r.Searches[system]), "[]"))
+			var all []string
+			for _, f := range r.Searches[system] {
+				all = append(all, f.String())
+			}
+			fmt.Fprintf(&b, "| %s | **%d** | %s |\n", system, r.Max[system], strings.Join(all, "; "))
 		}
 	}
 	for _, part := range r.parts() {
@@ -35,7 +43,7 @@ func (r Report) Markdown() string {
 	}
 	r.writeSoak(&b)
 	if len(r.CatchUps) > 0 {
-		b.WriteString("\n### Catching up\n\n| system | down s | orders/s meanwhile | events waiting | start s | caught up after s | events/s while catching up |\n|---|---|---|---|---|---|---|\n")
+		b.WriteString("\n### Catching up\n\n| system | down s | orders/s meanwhile | events waiting | start s | caught up after s, the start included | events/s |\n|---|---|---|---|---|---|---|\n")
 		for _, c := range r.CatchUps {
 			fmt.Fprintf(&b, "| %s | %.0f | %d | %d | %.1f | %.1f | %.0f |\n", c.System, c.DownSeconds, c.Rate, c.Waiting, c.StartSeconds, c.Seconds, c.EventsPerSecond)
 		}
@@ -61,24 +69,35 @@ func (r Report) writeBars(b *strings.Builder) {
 		}
 		b.WriteString("\n| the product alone | measured | bar | |\n|---|---|---|---|\n")
 		for _, f := range figures {
-			fmt.Fprintf(b, "| %s | **%.4g** | %s |\n", f.Name, f.Measured, verdict(f.Bar, f.Below, f.OK()))
+			fmt.Fprintf(b, "| %s | **%.4g** | %s |\n", f.Name, f.Measured, verdict(f.Bar, f.Below, f.OK(), true))
 		}
 	}
 	if len(ratios) > 0 {
 		b.WriteString("\n| compared | left | right | ratio | bar | |\n|---|---|---|---|---|---|\n")
 		for _, x := range ratios {
-			fmt.Fprintf(b, "| %s | %.4g | %.4g | **%.2f** | %s |\n", x.Name, x.Left, x.Right, x.Ratio, verdict(x.Bar, x.Below, x.OK()))
+			ratio := fmt.Sprintf("**%.2f**", x.Ratio)
+			switch {
+			case x.Cut && x.Most > 0:
+				ratio = fmt.Sprintf("**%.2f to %.2f**", x.Least, x.Most)
+			case x.Cut:
+				ratio = fmt.Sprintf("**%.2f or more**", x.Least)
+			}
+			ok, known := x.OK()
+			fmt.Fprintf(b, "| %s | %.4g | %.4g | %s | %s |\n", x.Name, x.Left, x.Right, ratio, verdict(x.Bar, x.Below, ok, known))
 		}
 	}
 }
 
 // verdict fills the two last columns: the bar, and whether it is met.
-func verdict(bar float64, below, ok bool) string {
+func verdict(bar float64, below, ok, known bool) string {
 	sign, word := "≥", "met"
 	if below {
 		sign = "≤"
 	}
-	if !ok {
+	switch {
+	case !known:
+		word = "not known: a search was cut off"
+	case !ok:
 		word = "**missed**"
 	}
 	if bar == 0 {
@@ -106,21 +125,24 @@ func (r Report) writePart(b *strings.Builder, part string) {
 	}
 	for _, g := range loaded {
 		batch := func(name string) float64 { return g.median(func(p Point) float64 { return p.Batch[name] }) }
-		mark := ""
-		if !slices.ContainsFunc(g.runs, Point.Holds) {
-			mark = " (does not hold)"
-		}
+		held := g.held()
 		var cpu, memory []string
-		for _, k := range kinds {
-			cpu = append(cpu, fmt.Sprintf("%.0f", g.cpu(k.processes...)))
+		bytes := "–"
+		if len(held.runs) > 0 {
+			bytes = fmt.Sprintf("%.0f", held.median(wal))
+			for _, k := range kinds {
+				cpu = append(cpu, fmt.Sprintf("%.0f", held.cpu(k.processes...)))
+			}
+		} else {
+			cpu = []string{"–"}
 		}
 		for _, name := range append(slices.Clone(services), loadGenerator) {
 			memory = append(memory, fmt.Sprintf("%.0f", g.median(func(p Point) float64 { return p.most(name) })))
 		}
-		fmt.Fprintf(b, "| %s | %s | %d%s | %.0f | %s | %s | %s | %s | %.0f | %.1f, %.1f, %.1f | %s | %.1f, %.1f, %.1f |\n", g.system, g.name, g.rate, mark,
+		fmt.Fprintf(b, "| %s | %s | %d%s | %.0f | %s | %s | %s | %s | %s | %.1f, %.1f, %.1f | %s | %.1f, %.1f, %.1f |\n", g.system, g.name, g.rate, g.mark(),
 			g.median(func(p Point) float64 { return p.Achieved }),
 			g.spread(p50), g.spread(p99), g.spread(func(p Point) float64 { return p.AcceptP50 }), strings.Join(cpu, ", "),
-			g.median(wal), batch("order"), batch("stock"), batch("payment"), strings.Join(memory, ", "),
+			bytes, batch("order"), batch("stock"), batch("payment"), strings.Join(memory, ", "),
 			g.median(func(p Point) float64 { return p.IdleCores }), g.median(func(p Point) float64 { return p.OtherCores }), g.median(func(p Point) float64 { return p.StolenCores }))
 	}
 	if len(idle) > 0 {

@@ -22,7 +22,7 @@ type sample struct {
 	memory map[string]float64 // MiB
 	// Of all processors.
 	busy, idle, stolen time.Duration
-	wal                int64 // bytes
+	wal, fullPages     int64 // bytes, images
 	batch              map[string]batches
 }
 
@@ -49,7 +49,7 @@ func (s *sample) askEngines(ctx context.Context, t Target) error {
 		}
 		s.batch[name] = sum
 	}
-	return t.DB.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint`).Scan(&s.wal)
+	return t.DB.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint, wal_fpi FROM pg_stat_wal`).Scan(&s.wal, &s.fullPages)
 }
 
 // readProcesses reads what the kernel has counted.
@@ -92,6 +92,7 @@ func (p *Point) usage(before, after sample) {
 		}
 	}
 	p.WALPerOrder = math.Round(float64(after.wal-before.wal) / n)
+	p.FullPages = round(float64(after.fullPages-before.fullPages)/n, 1000)
 	p.IdleCores = round((after.idle-before.idle).Seconds()/seconds, 100)
 	p.StolenCores = round((after.stolen-before.stolen).Seconds()/seconds, 100)
 	p.OtherCores = round(max(0, p.OtherCores), 100)

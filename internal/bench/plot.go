@@ -181,7 +181,7 @@ type bar struct {
 
 func (r Report) cpuBars() (bars []bar) {
 	for _, g := range r.groups(PartLatency) {
-		if g.rate < 100 || g.name != "" {
+		if g = g.held(); g.rate < 100 || g.name != "" || len(g.runs) == 0 {
 			continue
 		}
 		b := bar{name: fmt.Sprintf("%s %d", g.system, g.rate)}

@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -10,7 +11,9 @@ import (
 const (
 	CDC    = "cdc"
 	Poller = "poller"
-	Single = "single" // the product with one transaction an event
+	// PollerFlag is the relay that marks rows as sent in place of deleting them.
+	PollerFlag = "poller-flag"
+	Single     = "single" // the product with one transaction an event
 )
 
 // Ratio compares the product with its best rival, or with itself, in one figure.
@@ -22,10 +25,29 @@ type Ratio struct {
 	// Bar is what the ratio should reach: at most if Below, else at least; 0: there is none.
 	Bar   float64 `json:"bar,omitempty"`
 	Below bool    `json:"below,omitempty"`
+	// Cut: a search behind it was cut off ([Found]), or found nothing on the right. The ratio is Least to Most then; a Most of 0 is without bound.
+	Cut   bool    `json:"cut,omitempty"`
+	Least float64 `json:"least,omitempty"`
+	Most  float64 `json:"most,omitempty"`
 }
 
-// OK tells whether the ratio reaches its bar.
-func (r Ratio) OK() bool { return reaches(r.Ratio, r.Bar, r.Below) }
+// OK tells whether the ratio reaches its bar. known is false where it might or might not.
+func (r Ratio) OK() (ok, known bool) {
+	if !r.Cut {
+		return reaches(r.Ratio, r.Bar, r.Below), true
+	}
+	most := cmp.Or(r.Most, math.Inf(1))
+	ok = reaches(r.Least, r.Bar, r.Below)
+	return ok, ok == reaches(most, r.Bar, r.Below)
+}
+
+// quotient is nothing to three digits where there is nothing to divide by, nor where it is not finite.
+func quotient(left, right float64) float64 {
+	if right == 0 || math.IsInf(left, 0) {
+		return 0
+	}
+	return math.Round(left/right*1000) / 1000
+}
 
 // Figure is one of the product that has a bar of its own, as it was measured. Bars are for [barCPUs] processors that
 // everything shares.
@@ -52,7 +74,7 @@ func (r Report) figures() (all []Figure) {
 		rate     int
 		p50, p99 float64 // ms
 	}{{200, 5, 25}, {500, 7, 0}, {2000, 20, 50}} {
-		if g := r.find(PartLatency, CDC, "", at.rate); g != nil {
+		if g := r.find(PartLatency, CDC, "", at.rate); g != nil && (at.rate == 200 || g.holds()) {
 			all = append(all, Figure{fmt.Sprintf("p50 at %d orders/s (ms)", at.rate), g.median(p50), at.p50, true},
 				Figure{fmt.Sprintf("p99 at %d orders/s (ms)", at.rate), g.median(p99), at.p99, true})
 		}
@@ -65,17 +87,20 @@ func (r Report) figures() (all []Figure) {
 	}
 	for _, s := range services {
 		if most := r.mostMemory(s); most > 0 {
-			all = append(all, Figure{"resident memory of " + s + " at rates that hold, at most (MiB)", most, memoryBar, true})
+			all = append(all, Figure{fmt.Sprintf("resident memory of %s at up to %d orders/s, at most (MiB)", s, memoryRate), most, memoryBar, true})
 		}
 	}
 	return all
 }
 
-// mostMemory is the most of an instance of a service in the product's points at fixed rates and days of a soak. At a rate that
+// memoryRate is the rate that the bar of the memory is for: with more orders at once there are more in memory.
+const memoryRate = 1000
+
+// mostMemory is the most of an instance of a service at the end of the product's points and days of a soak. At a rate that
 // does not hold, it depends on how many requests wait, which is the client's affair.
 func (r Report) mostMemory(service string) (mib float64) {
 	for _, p := range r.Runs {
-		if p.System == CDC && p.Part == PartLatency && p.Holds() {
+		if p.System == CDC && (p.Part == PartLatency || p.Part == PartMaximum) && p.Rate <= memoryRate && p.Holds() {
 			mib = max(mib, p.most(service))
 		}
 	}
@@ -89,11 +114,21 @@ func (r Report) mostMemory(service string) (mib float64) {
 func (r Report) ratios() (all []Ratio) {
 	add := func(name string, left, right, bar float64, below bool) {
 		if left > 0 && right > 0 {
-			all = append(all, Ratio{name, left, right, math.Round(left/right*1000) / 1000, bar, below})
+			all = append(all, Ratio{Name: name, Left: left, Right: right, Ratio: quotient(left, right), Bar: bar, Below: below})
 		}
 	}
+	// What was searched is known within bounds.
+	addSearched := func(name string, left, right bounds, bar float64) {
+		if !left.known || !right.known {
+			return
+		}
+		x := Ratio{Name: name, Left: left.least, Right: right.least, Ratio: quotient(left.least, right.least), Bar: bar}
+		if left.most > left.least || right.most > right.least || right.least == 0 {
+			x.Cut, x.Least, x.Most = true, quotient(left.least, right.most), quotient(left.most, right.least)
+		}
+		all = append(all, x)
+	}
 	bars := map[int]float64{200: 0.5, 500: 0.5, 2000: 1}
-	var wals [2]float64
 	for _, g := range r.groups(PartLatency) {
 		rival := r.find(PartLatency, Poller, "", g.rate)
 		if g.system != CDC || g.name != "" || rival == nil {
@@ -101,21 +136,32 @@ func (r Report) ratios() (all []Ratio) {
 		}
 		if g.rate == 0 {
 			add("database CPU when idle (cores), cdc / poller", g.cores("postgres", "walsenders"), rival.cores("postgres", "walsenders"), 0.2, true)
+			add("CPU of all processes when idle (cores), cdc / poller", g.cores(processes...), rival.cores(processes...), 0, true)
 			continue
 		}
-		if g.rate < 100 { // too few orders for anything per order
+		if g.rate < 10 || !g.holds() && !rival.holds() {
 			continue
 		}
 		add(fmt.Sprintf("p50 at %d orders/s (ms), cdc / poller", g.rate), g.median(p50), rival.median(p50), bars[g.rate], true)
 		add(fmt.Sprintf("p99 at %d orders/s (ms), cdc / poller", g.rate), g.median(p99), rival.median(p99), 0, true)
-		wals = [2]float64{g.median(wal), rival.median(wal)}
-		add(fmt.Sprintf("WAL per order at %d orders/s (bytes), cdc / poller", g.rate), wals[0], wals[1], 0.65, true)
+		if g.rate < 100 || !g.holds() || !rival.holds() { // too few orders for anything per order, or not all of their work
+			continue
+		}
+		add(fmt.Sprintf("CPU of all processes per order at %d orders/s (µs), cdc / poller", g.rate), g.cpu(processes...), rival.cpu(processes...), 0, true)
+		add(fmt.Sprintf("WAL per order at %d orders/s (bytes), cdc / poller", g.rate), g.median(wal), rival.median(wal), 0.65, true)
 	}
-	most := func(system string) float64 { return float64(r.Max[system]) }
-	add("highest rate that holds (orders/s), cdc / poller", most(CDC), most(Poller), 0.9, false)
-	add("highest rate that holds, cdc / one transaction an event", most(CDC), most(Single), 25, false)
-	add("highest rate that holds / what the bare transactions allow (orders/s), cdc", most(CDC), r.allowed(), 0, false)
-	add("highest rate that holds, one single item / uniform", most(Keyed(CDC, "one item")), most(Keyed(CDC, "uniform")), 0.8, false)
+	for _, g := range r.groups("rivals") { // a relay that keeps its rows, with a partial index
+		if own := r.find(PartLatency, CDC, "", g.rate); g.system == PollerFlag && g.rate >= 100 && g.holds() && own != nil && own.holds() {
+			add(fmt.Sprintf("WAL per order at %d orders/s (bytes), cdc / %s", g.rate, PollerFlag), own.median(wal), g.median(wal), 0.65, true)
+		}
+	}
+	most := r.bounds
+	addSearched("highest rate that holds (orders/s), cdc / poller", most(CDC), most(Poller), 0.9)
+	addSearched("highest rate that holds, cdc / one transaction an event", most(CDC), most(Single), 25)
+	if allowed := r.allowed(); allowed > 0 {
+		addSearched("highest rate that holds / what the bare transactions allow (orders/s), cdc", most(CDC), bounds{allowed, allowed, true}, 0)
+	}
+	addSearched("highest rate that holds, one single item / uniform", most(Keyed(CDC, "one item")), most(Keyed(CDC, "uniform")), 0.8)
 	cases := []string{}
 	for _, g := range r.groups(PartGrowth) {
 		if g.system == CDC && !slices.Contains(cases, g.name) {
@@ -124,15 +170,40 @@ func (r Report) ratios() (all []Ratio) {
 	}
 	for _, name := range cases[min(1, len(cases)):] {
 		full, empty := r.find(PartGrowth, CDC, name, 500), r.find(PartGrowth, CDC, cases[0], 500)
-		if full != nil && empty != nil {
+		if full != nil && empty != nil && (full.holds() || empty.holds()) {
 			add("p99 at 500 orders/s (ms), "+name+" / "+cases[0], full.median(p99), empty.median(p99), 1.3, true)
 		}
-		add("highest rate that holds, "+name+" / "+cases[0], most(Keyed(CDC, name)), most(Keyed(CDC, cases[0])), 0.9, false)
+		addSearched("highest rate that holds, "+name+" / "+cases[0], most(Keyed(CDC, name)), most(Keyed(CDC, cases[0])), 0.9)
 	}
+	caughtUp := map[string]float64{}
 	for _, c := range r.CatchUps {
-		add("events/s while catching up / events/s at the highest rate, "+c.System, c.EventsPerSecond, most(c.System)*c.EventsPerOrder, 2, false)
+		at := most(c.System)
+		at.least, at.most = at.least*c.EventsPerOrder, at.most*c.EventsPerOrder
+		addSearched("events/s while catching up / events/s at the highest rate, "+c.System, bounds{c.EventsPerSecond, c.EventsPerSecond, true}, at, 2)
+		caughtUp[c.System] = c.EventsPerSecond
 	}
+	add("events/s while catching up, cdc / poller", caughtUp[CDC], caughtUp[Poller], 0, false)
 	return all
+}
+
+// processes are those of any system, the load generator is none of them.
+var processes = []string{"postgres", "walsenders", "order-service", "stock-service", "payment-service", "connect", "relay", "kafka"}
+
+// bounds are what a search has found: at least least holds, more than most does not.
+type bounds struct {
+	least, most float64
+	known       bool
+}
+
+func (r Report) bounds(key string) (b bounds) {
+	rate, known := r.Max[key]
+	b = bounds{float64(rate), float64(rate), known}
+	for _, f := range r.Searches[key] {
+		if f.Cut {
+			b.most = max(b.most, f.most())
+		}
+	}
+	return b
 }
 
 // allowed is how many orders/s PostgreSQL could do if it had the machine to itself: an order takes one transaction that places it,

@@ -22,14 +22,16 @@ type Report struct {
 	Versions map[string]string `json:"versions,omitempty"`
 	Commit   string            `json:"commit"`
 	Command  string            `json:"command,omitempty"`
+	// Settings are those of the environment that change what is measured, as they took effect.
+	Settings map[string]string `json:"settings,omitempty"`
 	Runs     []Point           `json:"runs"`
-	// Max is the highest rate that holds, by system, or by "system: case".
+	// Max is the highest rate that holds, by system, or by "system: case"; 0 where none was confirmed.
 	Max map[string]int `json:"max_orders_per_s"`
 	// Searches are all results behind Max, which has their medians.
-	Searches map[string][]int `json:"searches,omitempty"`
-	Ceilings []Ceiling        `json:"ceilings,omitempty"`
-	CatchUps []CatchUp        `json:"catch_ups,omitempty"`
-	Soak     []SoakDay        `json:"soak,omitempty"`
+	Searches map[string][]Found `json:"searches,omitempty"`
+	Ceilings []Ceiling          `json:"ceilings,omitempty"`
+	CatchUps []CatchUp          `json:"catch_ups,omitempty"`
+	Soak     []SoakDay          `json:"soak,omitempty"`
 	// SoakAudit is over everything, at the end of the soak.
 	SoakAudit *Audited `json:"soak_audit,omitempty"`
 	Figures   []Figure `json:"figures,omitempty"`
@@ -38,16 +40,19 @@ type Report struct {
 }
 
 // Found adds the result of a search.
-func (r *Report) Found(system string, rate int) {
+func (r *Report) Found(system string, found Found) {
 	if r.Max == nil {
 		r.Max = map[string]int{}
 	}
 	if r.Searches == nil {
-		r.Searches = map[string][]int{}
+		r.Searches = map[string][]Found{}
 	}
-	r.Searches[system] = append(r.Searches[system], rate)
-	sorted := slices.Sorted(slices.Values(r.Searches[system]))
-	r.Max[system] = sorted[len(sorted)/2]
+	r.Searches[system] = append(r.Searches[system], found)
+	rates := make([]float64, len(r.Searches[system]))
+	for i, f := range r.Searches[system] {
+		rates[i] = float64(f.Rate)
+	}
+	r.Max[system] = int(median(rates))
 }
 
 // Write writes results.json, results.md and the plots into dir.
@@ -86,6 +91,9 @@ func (p Point) Row() string {
 	mark := ""
 	if p.Case != "" {
 		mark = "  " + p.Case
+	}
+	if p.Confirms {
+		mark += "  confirmation"
 	}
 	if !p.Holds() {
 		mark += "  does not hold"
@@ -132,6 +140,7 @@ var kinds = []struct {
 type group struct {
 	part, system, name string // name is the points' Case
 	rate               int
+	confirms           bool
 	runs               []Point
 }
 
@@ -141,10 +150,12 @@ func (r Report) groups(part string) (all []group) {
 		if p.Part != part {
 			continue
 		}
-		i := slices.IndexFunc(all, func(g group) bool { return g.system == p.System && g.rate == p.Rate && g.name == p.Case })
+		i := slices.IndexFunc(all, func(g group) bool {
+			return g.system == p.System && g.rate == p.Rate && g.name == p.Case && g.confirms == p.Confirms
+		})
 		if i < 0 {
 			i = len(all)
-			all = append(all, group{part, p.System, p.Case, p.Rate, nil})
+			all = append(all, group{part, p.System, p.Case, p.Rate, p.Confirms, nil})
 		}
 		all[i].runs = append(all[i].runs, p)
 	}
@@ -172,14 +183,46 @@ func (r Report) find(part, system, name string, rate int) *group {
 	return nil
 }
 
+// held are the runs that hold. What an order costs is told by them alone: in others some of the work is not done yet.
+func (g group) held() group {
+	g.runs = slices.DeleteFunc(slices.Clone(g.runs), func(p Point) bool { return !p.Holds() })
+	return g
+}
+
+func (g group) holds() bool { return len(g.held().runs) == len(g.runs) }
+
+// mark says in a table which runs do not hold.
+func (g group) mark() (text string) {
+	if g.confirms {
+		text = " (confirmation)"
+	}
+	switch n := len(g.held().runs); {
+	case n == len(g.runs):
+		return text
+	case n == 0:
+		return text + " (does not hold)"
+	default:
+		return text + fmt.Sprintf(" (holds in %d of %d)", n, len(g.runs))
+	}
+}
+
 // median of a figure over the runs; spread shows their range too, if there are several.
 func (g group) median(f func(Point) float64) float64 {
 	values := make([]float64, len(g.runs))
 	for i, p := range g.runs {
 		values[i] = f(p)
 	}
+	return median(values)
+}
+
+// median of an even number of values is the mean of the two in the middle; it sorts them. Of none it is 0.
+func median(values []float64) float64 {
+	n := len(values)
+	if n == 0 {
+		return 0
+	}
 	slices.Sort(values)
-	return values[len(values)/2]
+	return (values[(n-1)/2] + values[n/2]) / 2
 }
 
 func (g group) spread(f func(Point) float64) string {

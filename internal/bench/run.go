@@ -62,7 +62,7 @@ func Run(ctx context.Context, t Target, s Shape, rate int, duration time.Duratio
 	}
 	p := Point{System: t.Name, Shape: s, Rate: rate, Seconds: duration.Seconds(), Sent: len(l.orders)}
 	p.latencies(l.orders, duration)
-	p.Failed = l.failed
+	p.Failed, p.Refused = l.failed, l.refused
 	p.usage(before, after)
 	return p, nil
 }
@@ -88,14 +88,15 @@ type load struct {
 	duration time.Duration
 	progress func(Progress)
 
-	start    time.Time
-	answered atomic.Int64
-	failed   int
+	start           time.Time
+	answered        atomic.Int64
+	failed, refused int
 }
 
 func newLoad(t Target, s Shape, rate int, duration time.Duration, progress func(Progress)) *load {
 	n := int(float64(rate) * duration.Seconds())
-	l := &load{target: t, bodies: s.bodies(n), orders: make([]order, n), rate: rate, duration: duration, progress: progress}
+	l := &load{target: t, orders: make([]order, n), rate: rate, duration: duration, progress: progress}
+	l.bodies, l.refused = s.bodies(n)
 	for i, at := range arrivals(n, duration) {
 		l.orders[i].meant = at
 	}

@@ -18,13 +18,13 @@ type fakeSystem struct {
 
 const settling = 2 * time.Second
 
-func (f *fakeSystem) search(held, start int, most time.Duration) (int, error) {
+func (f *fakeSystem) search(held, start int, most time.Duration) (Found, error) {
 	s := Search{Held: held, Start: start, Step: 6 * time.Second, Confirm: time.Minute, Most: most, now: func() time.Time { return time.Time{}.Add(f.clock) }}
-	s.Run = func(rate int, d time.Duration) (Point, error) {
+	s.Run = func(rate int, d time.Duration, confirms bool) (Point, error) {
 		f.points++
 		f.clock += d + settling
 		limit := f.limit
-		if d == s.Confirm {
+		if confirms {
 			f.confirmations = append(f.confirmations, rate)
 			limit = f.confirmed
 		}
@@ -45,12 +45,12 @@ func TestSearch(t *testing.T) {
 		// What holds for a second may not hold for a minute.
 		f := &fakeSystem{limit: c.limit, confirmed: c.limit * 97 / 100}
 		got, err := f.search(c.held, c.start, 0)
-		if err != nil || got < c.low*94/100 || got > c.high || f.points > 40 {
-			t.Errorf("%d from %d, %d: found %d after %d points: %v", c.limit, c.held, c.start, got, f.points, err)
+		if err != nil || got.Rate < c.low*94/100 || got.Rate > c.high || got.Cut || got.Not > 0 && got.Not <= got.Rate || f.points > 40 {
+			t.Errorf("%d from %d, %d: found %+v after %d points: %v", c.limit, c.held, c.start, got, f.points, err)
 		}
 	}
 	boom := errors.New("boom")
-	broken := Search{Start: 10, Step: 1, Confirm: 1, Run: func(int, time.Duration) (Point, error) { return Point{}, boom }}
+	broken := Search{Start: 10, Step: 1, Confirm: 1, Run: func(int, time.Duration, bool) (Point, error) { return Point{}, boom }}
 	if _, err := broken.Find(); !errors.Is(err, boom) {
 		t.Error(err)
 	}
@@ -68,8 +68,8 @@ func TestSearchTriesTwice(t *testing.T) {
 		seen[rate] = true
 		return first
 	}}
-	if got, err := f.search(2000, 0, 0); err != nil || got < 7600 {
-		t.Errorf("found %d of 8000: %v", got, err)
+	if got, err := f.search(2000, 0, 0); err != nil || got.Rate < 7600 {
+		t.Errorf("found %+v of 8000: %v", got, err)
 	}
 }
 
@@ -77,12 +77,12 @@ func TestSearchTriesTwice(t *testing.T) {
 func TestSearchConfirmsSomething(t *testing.T) {
 	f := &fakeSystem{limit: 8000, confirmed: 3000}
 	got, err := f.search(2000, 0, 0)
-	if err != nil || got < 1500 || got > 3000 || len(f.confirmations) > 8 {
-		t.Errorf("found %d by %v: %v", got, f.confirmations, err)
+	if err != nil || got.Rate < 1500 || got.Rate > 3000 || got.Not < 3000 || got.Cut || len(f.confirmations) > 8 {
+		t.Errorf("found %+v by %v: %v", got, f.confirmations, err)
 	}
 	f = &fakeSystem{limit: 8000, confirmed: 0}
-	if got, err := f.search(2000, 0, 0); err != nil || got != 0 || len(f.confirmations) > 20 {
-		t.Errorf("found %d by %v: %v", got, f.confirmations, err)
+	if got, err := f.search(2000, 0, 0); err != nil || got.Rate != 0 || len(f.confirmations) > 20 {
+		t.Errorf("found %+v by %v: %v", got, f.confirmations, err)
 	}
 }
 
@@ -93,13 +93,13 @@ func TestSearchIsBounded(t *testing.T) {
 	for name, c := range map[string]struct {
 		system fakeSystem
 		held   int
-		found  int
+		found  Found
 	}{
-		"nothing holds":                  {fakeSystem{}, 0, 0},
-		"steps hold, and nothing longer": {fakeSystem{limit: 8000}, 0, 0},
-		"only what held before":          {fakeSystem{limit: 100_000, confirmed: 2000}, 2000, 2000},
-		"nothing any more":               {fakeSystem{limit: 8000}, 2000, 0},
-		"something in between":           {fakeSystem{limit: 8000, confirmed: 4500}, 2000, 4168},
+		"nothing holds":                  {fakeSystem{}, 0, Found{0, 1, false}},
+		"steps hold, and nothing longer": {fakeSystem{limit: 8000}, 0, Found{0, 3533, true}},
+		"only what held before":          {fakeSystem{limit: 100_000, confirmed: 2000}, 2000, Found{2000, 44365, true}},
+		"nothing any more":               {fakeSystem{limit: 8000}, 2000, Found{0, 2000, true}},
+		"something in between":           {fakeSystem{limit: 8000, confirmed: 4600}, 2000, Found{4521, 7042, true}},
 	} {
 		f := c.system
 		start := 1000
@@ -108,12 +108,12 @@ func TestSearchIsBounded(t *testing.T) {
 		}
 		got, err := f.search(c.held, start, most)
 		if err != nil || got != c.found || f.clock > atMost {
-			t.Errorf("%s: found %d after %s by %v: %v", name, got, f.clock, f.confirmations, err)
+			t.Errorf("%s: found %+v after %s by %v: %v", name, got, f.clock, f.confirmations, err)
 		}
 	}
 	slow := &fakeSystem{limit: 100_000, confirmed: 100_000}
-	if got, err := slow.search(0, 1, 20*time.Second); err != nil || got != 3 || slow.points != 4 {
-		t.Errorf("found %d after %d points: %v", got, slow.points, err) // 1, 2, 3 and the confirmation
+	if got, err := slow.search(0, 1, 20*time.Second); err != nil || got != (Found{3, 0, true}) || slow.points != 4 {
+		t.Errorf("found %+v after %d points: %v", got, slow.points, err) // 1, 2, 3 and the confirmation
 	}
 }
 

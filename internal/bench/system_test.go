@@ -114,7 +114,7 @@ func finalIsWhatAClientSees(t *testing.T, target Target, shape Shape) {
 	var mu sync.Mutex
 	var all []seen
 	var clients sync.WaitGroup
-	bodies := shape.bodies(40)
+	bodies, _ := shape.bodies(40)
 	for i, body := range bodies {
 		clients.Go(func() {
 			var answer struct {

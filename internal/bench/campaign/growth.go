@@ -102,7 +102,7 @@ func (s *session) catchUp(ctx context.Context, sys System) error {
 	if err := bench.Drain(ctx, s.Target, from); err != nil {
 		return err
 	}
-	seconds := time.Since(flowing).Seconds()
+	seconds := time.Since(back).Seconds() // some events flow before all connectors do: the start counts
 	failed, err := bench.Failed(ctx, s.Target, from)
 	if err != nil {
 		return err

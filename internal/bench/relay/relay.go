@@ -89,7 +89,7 @@ func Run(ctx context.Context, cfg Config) error {
 	client, err := kgo.NewClient(
 		kgo.SeedBrokers(cfg.Brokers...),
 		kgo.ProducerLinger(0),
-		kgo.ProducerBatchCompression(kgo.Lz4Compression()),
+		kgo.ProducerBatchCompression(kgo.NoCompression()), // as the connectors have it
 		kgo.MaxBufferedRecords(max(10_000, 2*cfg.Batch)),
 	)
 	if err != nil {
