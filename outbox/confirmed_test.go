@@ -13,9 +13,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// What a connector of ours sends when it reads the outbox itself: the rows that are not known to be in Kafka.
-func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
-	p := pool(t)
+// snapshot is the statement by which a connector reads the outbox for a new slot.
+func snapshot(t *testing.T) string {
+	t.Helper()
 	text, err := os.ReadFile(filepath.Join(stacktest.Root(), "connectors", "orderdb.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -26,6 +26,29 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 	if err := json.Unmarshal(text, &connector); err != nil {
 		t.Fatal(err)
 	}
+	return connector.Select
+}
+
+// The ids are of the services' clocks, and made before a transaction waits for its turn.
+func TestASnapshotKeepsTheOrderOfWriting(t *testing.T) {
+	p := pool(t)
+	events := some(3)
+	var want []string
+	for _, i := range []int{2, 0, 1} {
+		if err := pgx.BeginFunc(t.Context(), p, func(tx pgx.Tx) error { return outbox.Write(t.Context(), tx, events[i]) }); err != nil {
+			t.Fatal(err)
+		}
+		want = append(want, events[i].ID.String())
+	}
+	if got := rows(t, p, `SELECT id::text FROM (`+snapshot(t)+`) sent`); !slices.Equal(got, want) {
+		t.Errorf("it sends %v, want %v", got, want)
+	}
+}
+
+// What a connector of ours sends when it reads the outbox itself: the rows that are not known to be in Kafka.
+func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
+	p := pool(t)
+	sql := snapshot(t)
 	write := func(tx pgx.Tx) string {
 		t.Helper()
 		ev := some(1)
@@ -43,7 +66,7 @@ func TestASnapshotLeavesOutWhatIsConfirmed(t *testing.T) {
 	}
 	sends := func(when string, want ...string) {
 		t.Helper()
-		if got := rows(t, p, `SELECT id::text FROM (`+connector.Select+`) sent`); !slices.Equal(got, want) {
+		if got := rows(t, p, `SELECT id::text FROM (`+sql+`) sent`); !slices.Equal(got, want) {
 			t.Errorf("%s: it sends %v, want %v", when, got, want)
 		}
 	}

@@ -10,7 +10,9 @@
 //     again, with the same event id. Consumers deduplicate by it (package inbox).
 //   - Order: the records of one aggregate arrive in the order in which their
 //     transactions committed, and within a transaction in the order given to
-//     [Write]. Between aggregates nothing is promised.
+//     [Write]. Between aggregates nothing is promised. What a new slot sends (after
+//     one was lost) is in the order of the INSERTs, by the database's clock: the same,
+//     if a transaction has locked its aggregate when it writes.
 //
 // What is not promised: that the transaction is already visible to other sessions
 // when a consumer gets the event. It may come some milliseconds before.
