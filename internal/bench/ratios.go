@@ -150,7 +150,7 @@ func (r Report) ratios() (all []Ratio) {
 		add(fmt.Sprintf("CPU of all processes per order at %d orders/s (µs), cdc / poller", g.rate), g.cpu(processes...), rival.cpu(processes...), 0, true)
 		add(fmt.Sprintf("WAL per order at %d orders/s (bytes), cdc / poller", g.rate), g.median(wal), rival.median(wal), 0.65, true)
 	}
-	for _, g := range r.groups("rivals") { // a relay that keeps its rows, with a partial index
+	for _, g := range append(r.groups(PartRivals), r.groups(PartLatency)...) { // a relay that keeps its rows, with a partial index
 		if own := r.find(PartLatency, CDC, "", g.rate); g.system == PollerFlag && g.rate >= 100 && g.holds() && own != nil && own.holds() {
 			add(fmt.Sprintf("WAL per order at %d orders/s (bytes), cdc / %s", g.rate, PollerFlag), own.median(wal), g.median(wal), 0.65, true)
 		}

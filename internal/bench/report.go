@@ -14,6 +14,7 @@ const (
 	PartLatency = "latency" // points at fixed rates
 	PartMaximum = "maximum" // steps of a search
 	PartGrowth  = "growth"  // with orders already there
+	PartRivals  = "rivals"  // other polling relays
 )
 
 // Report is results.json.

@@ -84,7 +84,7 @@ type Part struct {
 func Parts() []Part {
 	return []Part{
 		{bench.PartLatency, "the product and its best rival at fixed rates, idle, and their maximum", (*Campaign).latency},
-		{"rivals", "other polling relays", (*Campaign).rivals},
+		{bench.PartRivals, "other polling relays", (*Campaign).rivals},
 		{"intervals", "Debezium at other intervals", (*Campaign).intervals},
 		{bench.Single, "the product with one transaction an event", (*Campaign).single},
 		{"shapes", "hot items, many lines, refusals, many customers, two instances", (*Campaign).shapes},

@@ -113,12 +113,12 @@ func (c *Campaign) block(ctx context.Context, part, name string, top int, maximu
 
 func (c *Campaign) rivals(ctx context.Context) error {
 	for _, name := range []string{"poller-10ms", bench.PollerFlag} {
-		if err := c.block(ctx, "rivals", name, 3000, true, c.Rates...); err != nil {
+		if err := c.block(ctx, bench.PartRivals, name, 3000, true, c.Rates...); err != nil {
 			return err
 		}
 	}
 	// It never is below a second: there is no rate that holds. What it achieves shows what it can do.
-	return c.block(ctx, "rivals", naive, 20, false, 20, 40, 80)
+	return c.block(ctx, bench.PartRivals, naive, 20, false, 20, 40, 80)
 }
 
 func (c *Campaign) intervals(ctx context.Context) error {
