@@ -115,13 +115,16 @@ func (p Progress) String() string {
 // service.
 func of(used map[string]float64, names ...string) (sum float64) {
 	for process, v := range used {
-		for _, n := range names {
-			if process == n || strings.HasPrefix(process, n+"-") {
-				sum += v
-			}
+		if isOf(process, names) {
+			sum += v
 		}
 	}
 	return sum
+}
+
+// isOf tells whether a process is an instance of one of names.
+func isOf(process string, names []string) bool {
+	return slices.ContainsFunc(names, func(n string) bool { return process == n || strings.HasPrefix(process, n+"-") })
 }
 
 // kinds are the processes that are told apart, with the colours of their bars.

@@ -108,10 +108,10 @@ func JudgeSoak(days []SoakDay, whole *Audited) (wrong []string) {
 	return wrong
 }
 
-// most is the memory of the largest instance of a service.
-func (p Point) most(service string) (mib float64) {
+// most is the memory of the largest instance of one of names.
+func (p Point) most(names ...string) (mib float64) {
 	for process, v := range p.Memory {
-		if process == service || strings.HasPrefix(process, service+"-") {
+		if isOf(process, names) {
 			mib = max(mib, v)
 		}
 	}
@@ -123,8 +123,7 @@ func medianOf(days []SoakDay, of func(SoakDay) float64) float64 {
 	for i, d := range days {
 		values[i] = of(d)
 	}
-	slices.Sort(values)
-	return values[len(values)/2]
+	return median(values)
 }
 
 func mib(bytes int64) float64 { return float64(bytes) / (1 << 20) }
