@@ -156,7 +156,7 @@ func (a *attempt) each(ctx context.Context, tx pgx.Tx) (err error) {
 	err = a.decide(func(ev Event) ([]outbox.Event, error) {
 		return nil, apart(ctx, tx, func(sp pgx.Tx) error { return a.c.cfg.Each(ctx, sp, ev) })
 	}, func(err error) bool {
-		return isFault(blame(ctx, tx.Conn(), err)) || tx.Conn().IsClosed() || ctx.Err() != nil
+		return isFault(blame(ctx, tx.Conn(), err)) || tx.Conn().IsClosed() && !isRefusal(err) || ctx.Err() != nil
 	})
 	if err != nil {
 		return err
@@ -193,6 +193,8 @@ func apart(ctx context.Context, tx pgx.Tx, fn func(pgx.Tx) error) error {
 	lent := &lentTx{Tx: savepoint}
 	err = fn(lent)
 	switch {
+	case tx.Conn().IsClosed() && unencodable(err):
+		return undone{refusal{err}}
 	case tx.Conn().PgConn().IsBusy():
 		return undone{errors.Join(err, errors.New("the handler left rows open: close them before it returns"))}
 	case lent.broken != nil: // pgx holds it for ended, PostgreSQL may not
@@ -209,6 +211,12 @@ func apart(ctx context.Context, tx pgx.Tx, fn func(pgx.Tx) error) error {
 		return undone{err}
 	}
 	return nil
+}
+
+// unencodable tells whether pgx could not encode a value of a batch. It closes the connection then if it has queued statements before.
+func unencodable(err error) bool {
+	var batch pgx.ErrPreprocessingBatch
+	return errors.As(err, &batch) && !isFault(err)
 }
 
 // lentTx remembers how its user has ended it.

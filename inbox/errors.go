@@ -24,6 +24,11 @@ type refusal struct{ error }
 
 func (r refusal) Unwrap() error { return r.error }
 
+func isRefusal(err error) bool {
+	var refused refusal
+	return errors.As(err, &refused)
+}
+
 // isTimeout tells a transaction that took too long from a database that did not answer at all.
 func isTimeout(err error) bool {
 	var pg *pgconn.PgError
@@ -37,8 +42,7 @@ func isTimeout(err error) bool {
 // fault says nothing about the events: the same batch may succeed later. The classes are
 // those of the PostgreSQL manual, appendix A.
 func isFault(err error) bool {
-	var refused refusal
-	if err == nil || errors.As(err, &refused) {
+	if err == nil || isRefusal(err) {
 		return false
 	}
 	var pg *pgconn.PgError

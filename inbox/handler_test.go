@@ -22,16 +22,27 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// An error of the handler's own that looks like one of the network is about the event, and stops nobody else.
+// An error of the handler's own that looks like one of the network, or has cost the connection, is about the event, and stops nobody else.
 func TestAHandlersOwnErrorIsNoFault(t *testing.T) {
 	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
 		var faults []error
 		cfg.Hooks.Fault = func(err error) { faults = append(faults, err) }
 		own := map[string]error{
 			"fails always to be read": io.ErrUnexpectedEOF, "fails always to find the host": &net.OpError{Op: "dial", Err: errors.New("no such host")},
-			"fails always in time": context.DeadlineExceeded,
+			"fails always in time": context.DeadlineExceeded, "fails always to be encoded": errors.New("too large"),
 		}
 		r.failWith = func(payload string) error { return own[payload] }
+		if cfg.Each != nil {
+			cfg.Each = func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
+				if string(ev.Payload) != "fails always to be encoded" {
+					return r.each(ctx, tx, ev)
+				}
+				b := &pgx.Batch{}
+				b.Queue(`SELECT 1`)
+				b.Queue(`SELECT $1::integer`, int64(3_000_000_000))
+				return tx.SendBatch(ctx, b).Close()
+			}
+		}
 		for payload := range own {
 			r.send(event(payload, payload), event("other", "after "+payload))
 		}

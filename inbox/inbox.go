@@ -83,7 +83,7 @@ type Batch interface {
 // commits and then fails, the whole batch is rolled back and the event is tried alone.
 //
 // An error is the event's, whatever it wraps, unless PostgreSQL cannot work, the
-// connection of tx is lost or ctx is done.
+// connection of tx is lost (but for a value that pgx cannot encode in a batch) or ctx is done.
 //
 // It is the convenience beside [Batch]: simpler, and slower by the round trips
 // that it makes for every event.
