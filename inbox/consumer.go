@@ -238,12 +238,8 @@ func (c *Consumer) poll(ctx context.Context, wake time.Time) {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, wake.Sub(c.now()))
 		defer cancel()
-		// Items wait for their retry; do not gather the rest of Kafka behind them.
-		if c.pending() >= 20*c.cfg.MaxBatch {
-			<-ctx.Done()
-			return
-		}
 	}
+	c.pause()
 	fetches := c.client.PollRecords(ctx, c.cfg.MaxBatch)
 	remade := c.take(fetches)
 	c.client.AllowRebalance()
@@ -301,10 +297,22 @@ func (c *Consumer) rejoin(ctx context.Context, topics []string) {
 	c.client.AddConsumeTopics(topics...)
 }
 
-func (c *Consumer) pending() int {
+// pause has nothing more fetched of the partitions of which enough waits behind an event's retry, and all others fetched again.
+func (c *Consumer) pause() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.queue.size
+	full := c.queue.full(20 * c.cfg.MaxBatch)
+	free := map[string][]int32{}
+	for topic, numbers := range c.client.PauseFetchPartitions(full) { // returns those of before too
+		for _, n := range numbers {
+			if !slices.Contains(full[topic], n) {
+				free[topic] = append(free[topic], n)
+			}
+		}
+	}
+	if len(free) > 0 {
+		c.client.ResumeFetchPartitions(free)
+	}
 }
 
 // work runs transactions until nothing is ready, and returns when something will be.
@@ -496,15 +504,21 @@ func (c *Consumer) logMove(what string, moved map[string][]int32) {
 func (c *Consumer) revoked(ctx context.Context, client *kgo.Client, lost map[string][]int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.queue.drop(lost)
+	c.drop(client, lost)
 	c.logMove("inbox: partitions given up", lost)
 	c.commit(ctx, client, "inbox: offsets not committed before a rebalance; their records come again and are skipped")
 }
 
-func (c *Consumer) lost(_ context.Context, _ *kgo.Client, lost map[string][]int32) {
+func (c *Consumer) lost(_ context.Context, client *kgo.Client, lost map[string][]int32) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.setJoined(false)
-	c.queue.drop(lost)
+	c.drop(client, lost)
 	c.logMove("inbox: partitions lost: the group holds this member for dead", lost)
+}
+
+// drop forgets partitions, also that they were paused: they may come back during a poll.
+func (c *Consumer) drop(client *kgo.Client, lost map[string][]int32) {
+	c.queue.drop(lost)
+	client.ResumeFetchPartitions(lost)
 }

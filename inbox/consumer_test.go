@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -188,6 +189,22 @@ func (r *rig) send(records ...*kgo.Record) {
 	}
 }
 
+// sendTo is [rig.send] to a partition.
+func (r *rig) sendTo(p int32, records ...*kgo.Record) {
+	r.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers(r.t)...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	defer client.Close()
+	for _, rec := range records {
+		rec.Topic, rec.Partition = r.topic, p
+	}
+	if err := client.ProduceSync(r.t.Context(), records...).FirstErr(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
 func (r *rig) strings(sql string) []string {
 	r.t.Helper()
 	rows, err := r.look.Query(r.t.Context(), sql)
@@ -319,15 +336,7 @@ func TestOthersOfThePartitionDoNotWait(t *testing.T) {
 		r.start(cfg)
 		r.send(event("first", "runs"))
 		r.eventually(1, effects) // from here the group's first rebalance is over
-		on := func(rec *kgo.Record) *kgo.Record { rec.Topic, rec.Partition = r.topic, 1; return rec }
-		manual, err := kgo.NewClient(kgo.SeedBrokers(brokers(t)...), kgo.RecordPartitioner(kgo.ManualPartitioner()))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer manual.Close()
-		if err := manual.ProduceSync(t.Context(), on(event("slow", "fails always")), on(event("slow", "behind")), on(event("quick", "passes"))).FirstErr(); err != nil {
-			t.Fatal(err)
-		}
+		r.sendTo(1, event("slow", "fails always"), event("slow", "behind"), event("quick", "passes"))
 		start := time.Now()
 		r.eventually(2, effects)
 		if took := time.Since(start); took > 2*time.Second {
@@ -337,6 +346,57 @@ func TestOthersOfThePartitionDoNotWait(t *testing.T) {
 			t.Errorf("effects %q, want %q", got, want)
 		}
 	})
+}
+
+// behind is an event that fails, and n of other keys that pass it.
+func behind(n int) []*kgo.Record {
+	records := []*kgo.Record{event("slow", "fails always")}
+	for i := range n {
+		records = append(records, event(fmt.Sprint("key ", i), "passes"))
+	}
+	return records
+}
+
+// What has passed an event that waits is kept up to a bound. Then its partition stands still, and no other.
+func TestAPartitionThatStandsStillStopsNoOther(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.RetryBackoff, cfg.MaxBatch, cfg.Each = time.Hour, 4, r.each
+	r.sendTo(1, behind(200)...)
+	r.start(cfg)
+	r.eventually(20*4-1, effects+` LIMIT 79`)
+	r.sendTo(2, event("k", "another partition's"))
+	r.eventually(1, `SELECT payload FROM effects WHERE key = 'k'`)
+	if n := len(r.strings(`SELECT payload FROM effects WHERE key <> 'k'`)); n > 20*4+4 {
+		t.Errorf("%d events passed one that waits, more than the bound", n)
+	}
+}
+
+// An instance that had stopped to read a partition reads it on when it gets it back.
+func TestAPartitionThatStoodStillComesBack(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.RetryBackoff, cfg.MaxBatch, cfg.Each = time.Hour, 4, r.each
+	var mended atomic.Bool
+	r.failWith = func(string) error {
+		if mended.Load() {
+			return nil
+		}
+		return errors.New("not today")
+	}
+	for p := range int32(3) {
+		r.sendTo(p, behind(200)...)
+	}
+	r.start(cfg)
+	r.eventually(3*(20*4-1), effects+` LIMIT 237`)
+	taken := make(chan struct{}, 3)
+	cfg.Hooks.Retry = func(inbox.Event, int, error) { taken <- struct{}{} }
+	_, stop := r.start(cfg)
+	<-taken
+	mended.Store(true)
+	stop()
+	r.eventually(1, `SELECT key FROM effects WHERE payload = 'fails always' LIMIT 1`)
+	r.eventually(1, `SELECT key FROM effects WHERE key = 'key 199' LIMIT 1`)
 }
 
 func TestPoisonGoesAsideAndThePartitionMovesOn(t *testing.T) {

@@ -34,7 +34,6 @@ const maxBytes = 8 << 20
 type queue struct {
 	parts map[partition]*[]*item
 	order []partition // in which partitions were first seen: fair and stable
-	size  int         // items in hand: done ones too, until their offset is marked
 }
 
 type partition struct {
@@ -52,7 +51,6 @@ func (q *queue) add(p partition, it *item) {
 		q.order = append(q.order, p)
 	}
 	*items = append(*items, it)
-	q.size++
 }
 
 // drop forgets partitions that now belong to another instance.
@@ -60,11 +58,9 @@ func (q *queue) drop(lost map[string][]int32) {
 	for topic, numbers := range lost {
 		for _, n := range numbers {
 			p := partition{topic, n}
-			items, ok := q.parts[p]
-			if !ok {
+			if _, ok := q.parts[p]; !ok {
 				continue
 			}
-			q.size -= len(*items)
 			delete(q.parts, p)
 			for i, o := range q.order {
 				if o == p {
@@ -129,6 +125,17 @@ func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) 
 	return batch, wake
 }
 
+// full returns the partitions that hold most items or more: done ones too, until their offset is marked.
+func (q *queue) full(most int) map[string][]int32 {
+	full := map[string][]int32{}
+	for p, items := range q.parts {
+		if len(*items) >= most {
+			full[p.topic] = append(full[p.topic], p.number)
+		}
+	}
+	return full
+}
+
 // settle removes the handled items at the head of each partition, calls mark with
 // the last of them, and so never passes an item that is not done.
 func (q *queue) settle(mark func(*kgo.Record)) {
@@ -141,7 +148,6 @@ func (q *queue) settle(mark func(*kgo.Record)) {
 			continue
 		}
 		mark((*items)[n-1].record)
-		q.size -= n
 		rest := (*items)[n:]
 		if len(rest) == 0 {
 			rest = nil

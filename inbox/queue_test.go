@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -87,8 +88,8 @@ func TestDropForgetsPartitions(t *testing.T) {
 	}
 	q.drop(map[string][]int32{"t": {1, 5}, "other": {0}})
 	batch, _ := q.ready(time.Now(), 10)
-	if got, want := offsets(batch), "0:7 2:7"; got != want || q.size != 2 {
-		t.Errorf("left %s (size %d), want %s (2)", got, q.size, want)
+	if got, want := offsets(batch), "0:7 2:7"; got != want || len(q.parts) != 2 {
+		t.Errorf("left %s of %d partitions, want %s of 2", got, len(q.parts), want)
 	}
 }
 
@@ -116,8 +117,8 @@ func TestSettleNeverPassesAnUnresolvedRecord(t *testing.T) {
 				t.Fatalf("marked %d, but %d is done too", marked, marked+1)
 			}
 		}
-		if marked != int64(n-1) || q.size != 0 {
-			t.Fatalf("marked %d of %d, size %d", marked, n, q.size)
+		if left := *q.parts[partition{"t", 0}]; marked != int64(n-1) || len(left) != 0 {
+			t.Fatalf("marked %d of %d, %d left", marked, n, len(left))
 		}
 	})
 }
@@ -185,33 +186,33 @@ func TestFaultOrRefusal(t *testing.T) {
 	}
 }
 
-// What waits behind a failing event is in memory, and counts.
-func TestTheQueueCountsWhatItHolds(t *testing.T) {
+// What waits behind a failing event is in memory, and counts until it is marked.
+func TestAFullPartition(t *testing.T) {
 	q := newQueue()
-	var items []*item
-	for i := range 4 {
-		it := record(0, int64(i), "")
-		items = append(items, it)
-		q.add(partition{"t", 0}, it)
+	for i := range int64(4) {
+		q.add(partition{"t", 0}, record(0, i, ""))
 	}
-	mark := func(*kgo.Record) {}
+	q.add(partition{"t", 1}, record(1, 0, ""))
+	items := *q.parts[partition{"t", 0}]
+	full := func(want ...int32) {
+		t.Helper()
+		q.settle(func(*kgo.Record) {})
+		if got := q.full(4)["t"]; !slices.Equal(got, want) {
+			t.Errorf("full %v, want %v", got, want)
+		}
+	}
 	for _, it := range items[1:] {
 		q.finish(it)
 	}
-	q.settle(mark)
-	if q.size != 4 {
-		t.Errorf("%d, want 4", q.size)
-	}
+	full(0)
 	q.finish(items[0])
-	q.add(partition{"t", 0}, record(0, 4, ""))
-	q.settle(mark)
-	if q.size != 1 {
-		t.Errorf("%d, want 1", q.size)
+	full()
+	for i := range int64(4) {
+		q.add(partition{"t", 1}, record(1, i+1, ""))
 	}
-	q.drop(map[string][]int32{"t": {0}})
-	if q.size != 0 {
-		t.Errorf("%d, want 0", q.size)
-	}
+	full(1)
+	q.drop(map[string][]int32{"t": {1}})
+	full()
 }
 
 // The same id comes twice in one batch, from two partitions, and the first waits behind another event: the second is a repetition.
