@@ -72,6 +72,10 @@ const (
 SELECT topic, partition, "offset", recorded_at FROM dead_letters
 WHERE (topic, partition, "offset", recorded_at) IN
       (SELECT * FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::timestamptz[]))`
+
+	// Only a commit that has written something waits for a synchronous standby. The one that wrote what is only repeated
+	// now may have been interrupted while it waited. Connectors leave this prefix out, it is that of their heartbeats.
+	awaitStandby = `SELECT pg_logical_emit_message(true, 'outbox-hb', '')`
 )
 
 func (a *attempt) run(ctx context.Context) error {
@@ -355,6 +359,9 @@ func (a *attempt) keep(it *item) {
 // queueOutcome queues what the transaction writes beside the handler's own
 // statements. The outbox rows come last.
 func (a *attempt) queueOutcome(b *pgx.Batch) error {
+	if a.repeated == len(a.items) {
+		b.Queue(awaitStandby)
+	}
 	if len(a.undo) > 0 {
 		b.Queue(deleteIDs, a.undo)
 	}

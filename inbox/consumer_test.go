@@ -476,6 +476,46 @@ func TestAFaultIsWaitedOut(t *testing.T) {
 	})
 }
 
+// A commit that was interrupted while it waited for a standby has its effect on the primary. That this is repeated
+// marks no offset before the standby has it too.
+func TestARepetitionWaitsForTheStandby(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		type outcome struct{ fresh, repeated, faults int }
+		outcomes := make(chan outcome, 1000)
+		cfg.Timeout = 2 * time.Second
+		cfg.Hooks.Committed = func(fresh, repeated, _ int, _ time.Duration) { outcomes <- outcome{fresh: fresh, repeated: repeated} }
+		cfg.Hooks.Fault = func(error) { outcomes <- outcome{faults: 1} }
+		r.start(cfg)
+		r.send(event("k", "x"))
+		<-outcomes
+
+		waitFor := func(standbys string) {
+			for _, sql := range []string{`ALTER SYSTEM SET synchronous_standby_names = '` + standbys + `'`, `SELECT pg_reload_conf()`} {
+				if _, err := r.look.Exec(context.Background(), sql); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		t.Cleanup(func() { waitFor("") })
+		waitFor("nobody")
+		r.send(event("k", "x"))
+		for faults := 0; faults < 3; {
+			switch o := <-outcomes; {
+			case o.faults > 0:
+				faults++
+			case o.fresh > 0: // the configuration is not read yet
+				faults = 0
+				r.send(event("k", "x"))
+			default:
+				t.Fatalf("%d repeated ones were taken for done, which no standby has", o.repeated)
+			}
+		}
+		waitFor("")
+		for (<-outcomes).repeated == 0 {
+		}
+	})
+}
+
 func TestInstancesShareTheWorkAndHandOver(t *testing.T) {
 	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
 		const n = 3000
