@@ -31,6 +31,9 @@ const (
 	noAutoCommit   = 1000 * time.Hour
 )
 
+// probeTimeout is how long an empty commit may take in a database that can work.
+const probeTimeout = 2 * time.Second
+
 // windowAge is how old the consumer's knowledge of the inbox's partitions may be.
 const windowAge = time.Minute
 
@@ -376,8 +379,8 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 			h(a.done, a.repeated, len(a.letters), time.Since(start))
 		}
 	case unable:
-		if a.began && (a.lost || isTimeout(err) || ctx.Err() != nil) {
-			c.lighten(batch)
+		if late := isTimeout(err) || ctx.Err() != nil; a.began && (late || a.lost) {
+			c.lighten(batch, late)
 		}
 		c.read = time.Time{}
 		c.setFault(err)
@@ -400,18 +403,30 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	return true, wake, nil
 }
 
-// lighten has less tried at once after a batch that took too long, or lost its connection. If it was one event alone, perhaps that is to
+// lighten has less tried at once after a batch that was late, or lost its connection. If it was one event alone, perhaps that is to
 // blame: it waits, and others may pass. The waits grow far beyond what an attempt takes, or such events would be all that is ever tried.
-func (c *Consumer) lighten(batch []*item) {
+// It is not to blame for being late where nothing can be committed.
+func (c *Consumer) lighten(batch []*item, late bool) {
 	if len(batch) > 1 {
 		c.most = len(batch) / 2
 		c.limit = c.most
+		return
+	}
+	if late && !c.canCommit() {
 		return
 	}
 	it := batch[0]
 	it.alone = true
 	it.retryAt = c.now().Add(doubled(firstBackoff, max(maxBackoff, 64*c.cfg.Timeout), it.stalls))
 	it.stalls++
+}
+
+// canCommit tells whether the database commits what is no event's.
+func (c *Consumer) canCommit() bool {
+	ctx, cancel := context.WithTimeout(context.Background(), min(probeTimeout, c.cfg.Timeout))
+	defer cancel()
+	_, err := c.cfg.Pool.Exec(ctx, awaitStandby)
+	return err == nil
 }
 
 // remember reads which ids the inbox can judge, and rejects events that it cannot.

@@ -225,6 +225,29 @@ func (r *rig) exec(sql string) {
 	}
 }
 
+// haveCommitsWait has every commit of the instance wait for a standby that there is not, until end, which the test's end calls too.
+func (r *rig) haveCommitsWait() (end func()) {
+	r.t.Helper()
+	set := func(standbys string) {
+		for _, sql := range []string{`ALTER SYSTEM SET synchronous_standby_names = '` + standbys + `'`, `SELECT pg_reload_conf()`} {
+			if _, err := r.look.Exec(context.Background(), sql); err != nil {
+				r.t.Error(err)
+			}
+		}
+	}
+	end = func() { set("") }
+	r.t.Cleanup(end)
+	set("nobody")
+	for { // until PostgreSQL has read that
+		ctx, cancel := context.WithTimeout(r.t.Context(), time.Second)
+		_, err := r.look.Exec(ctx, `SELECT pg_logical_emit_message(true, '', '')`)
+		cancel()
+		if err != nil {
+			return end
+		}
+	}
+}
+
 // eventually waits until sql returns want rows, of text.
 func (r *rig) eventually(want int, sql string) []string {
 	r.t.Helper()
@@ -487,32 +510,38 @@ func TestARepetitionWaitsForTheStandby(t *testing.T) {
 		cfg.Hooks.Fault = func(error) { outcomes <- outcome{faults: 1} }
 		r.start(cfg)
 		r.send(event("k", "x"))
-		<-outcomes
-
-		waitFor := func(standbys string) {
-			for _, sql := range []string{`ALTER SYSTEM SET synchronous_standby_names = '` + standbys + `'`, `SELECT pg_reload_conf()`} {
-				if _, err := r.look.Exec(context.Background(), sql); err != nil {
-					t.Error(err)
-				}
-			}
-		}
-		t.Cleanup(func() { waitFor("") })
-		waitFor("nobody")
+		<-outcomes // from here the group's first rebalance is over
+		end := r.haveCommitsWait()
 		r.send(event("k", "x"))
-		for faults := 0; faults < 3; {
-			switch o := <-outcomes; {
-			case o.faults > 0:
-				faults++
-			case o.fresh > 0: // the configuration is not read yet
-				faults = 0
-				r.send(event("k", "x"))
-			default:
-				t.Fatalf("%d repeated ones were taken for done, which no standby has", o.repeated)
+		for range 3 {
+			if o := <-outcomes; o.faults == 0 {
+				t.Fatalf("%d fresh and %d repeated events were taken for done, which no standby has", o.fresh, o.repeated)
 			}
 		}
-		waitFor("")
+		end()
 		for (<-outcomes).repeated == 0 {
 		}
+	})
+}
+
+// A database in which no commit ends is no event's fault: it is asked again and again, however long that lasts.
+func TestCommitsThatHangAreWaitedOut(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		faults := make(chan error, 1000)
+		cfg.Timeout, cfg.FaultBackoff = 300*time.Millisecond, 50*time.Millisecond
+		cfg.Hooks.Fault = func(err error) { faults <- err }
+		end := r.haveCommitsWait()
+		r.send(event("k", "x"))
+		r.start(cfg)
+		tooLong := time.After(30 * time.Second) // waits that doubled from 50 ms would add up to more than a minute
+		for range 12 {
+			select {
+			case <-faults:
+			case <-tooLong:
+				t.Fatal("what was tried in vain waits longer and longer")
+			}
+		}
+		end()
 	})
 }
 
