@@ -37,7 +37,7 @@ const probeTimeout = 2 * time.Second
 // windowAge is how old the consumer's knowledge of the inbox's partitions may be.
 const windowAge = time.Minute
 
-// maxSkew is how far ahead of this machine's clock an event's id may be.
+// maxSkew is how far ahead of the database's clock an event's id may be.
 const maxSkew = 24 * time.Hour
 
 // firstBackoff is the wait after a fault, which doubles. maxBackoff is the longest wait for an event's next attempt, where the first one
@@ -59,7 +59,8 @@ type Consumer struct {
 	queue  *queue
 	since  time.Time
 	until  time.Time
-	read   time.Time // when since and until were read
+	clock  time.Time // the database's
+	read   time.Time // when since, until and clock were read
 
 	rejoined time.Time // topics that were made anew
 	refused  error     // why the group will never have this member
@@ -431,18 +432,19 @@ func (c *Consumer) canCommit() bool {
 
 // remember reads which ids the inbox can judge, and rejects events that it cannot.
 func (c *Consumer) remember(ctx context.Context, batch []*item) error {
-	if now := c.now(); c.read.IsZero() || now.Sub(c.read) > windowAge {
-		since, until, err := Window(ctx, c.cfg.Pool)
+	if c.read.IsZero() || c.now().Sub(c.read) > windowAge {
+		since, until, clock, err := window(ctx, c.cfg.Pool)
 		if err != nil {
 			return err
 		}
-		c.since, c.until, c.read = since, until, now
+		c.since, c.until, c.clock, c.read = since, until, clock, c.now()
 	}
+	now := c.clock.Add(c.now().Sub(c.read))
 	for _, it := range batch {
 		if !it.hasID {
 			continue
 		}
-		rejected, fault := judge(it.event.ID, c.since, c.until, c.now())
+		rejected, fault := judge(it.event.ID, c.since, c.until, now)
 		if fault != nil {
 			return fault
 		}

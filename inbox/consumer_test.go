@@ -34,6 +34,7 @@ type rig struct {
 
 	before   func(payload string)       // is called before each is handled
 	failWith func(payload string) error // the error of what fails; nil: some error
+	clock    func() time.Time           // the consumers'; nil: time.Now
 
 	mu    sync.Mutex
 	tries map[string]int // payload → how often it was handled
@@ -154,6 +155,9 @@ func (r *rig) start(cfg inbox.Config) (c *inbox.Consumer, stop func()) {
 	c, err := inbox.New(cfg)
 	if err != nil {
 		r.t.Fatal(err)
+	}
+	if r.clock != nil {
+		c.SetClock(r.clock)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -463,6 +467,28 @@ func TestPoisonGoesAsideAndThePartitionMovesOn(t *testing.T) {
 			t.Error("the large payload is not kept whole")
 		}
 	})
+}
+
+// The database's clock tells what is of the future.
+func TestAMachinesClockMayBeWrong(t *testing.T) {
+	r := newRig(t)
+	r.clock = func() time.Time { return time.Now().Add(-48 * time.Hour) }
+	cfg := r.config()
+	cfg.Each, cfg.MaxAttempts = r.each, 1
+	r.send(event("k", "now"), event("k", "fails twice"))
+	c, _ := r.start(cfg)
+	r.eventually(1, effects)
+	r.eventually(1, `SELECT id::text FROM dead_letters`)
+	letters, err := c.DeadLetters(t.Context(), inbox.DeadLetterFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		err = c.Redrive(t.Context(), letters[0].ID, "me")
+	}
+	if err != nil {
+		t.Error(err)
+	}
 }
 
 func TestAFaultIsWaitedOut(t *testing.T) {

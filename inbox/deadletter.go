@@ -211,11 +211,11 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) error {
 	if it.rejected != nil {
 		return fmt.Errorf("%w: %w", ErrNoEvent, it.rejected)
 	}
-	since, until, err := Window(ctx, tx)
+	since, until, now, err := window(ctx, tx)
 	if err != nil {
 		return err
 	}
-	if rejected, fault := judge(it.event.ID, since, until, c.now()); rejected != nil || fault != nil {
+	if rejected, fault := judge(it.event.ID, since, until, now); rejected != nil || fault != nil {
 		return errors.Join(rejected, fault)
 	}
 	// An id that the inbox could not judge then is not in it, and another record with it may have been handled since.

@@ -125,12 +125,18 @@ func PreparePartitions(ctx context.Context, db outbox.Querier, past, ahead int) 
 // Window is the time that the inbox remembers: ids from since (included) to until
 // (excluded) can be proven new or seen.
 func Window(ctx context.Context, db outbox.Querier) (since, until time.Time, err error) {
+	since, until, _, err = window(ctx, db)
+	return since, until, err
+}
+
+// window is [Window], and the time by the database's clock: this machine's may be wrong by days.
+func window(ctx context.Context, db outbox.Querier) (since, until, now time.Time, err error) {
 	var s, u *time.Time
-	if err := db.QueryRow(ctx, `SELECT since, until FROM event_partitions_window('inbox')`).Scan(&s, &u); err != nil {
-		return since, until, errorf("partitions", err)
+	if err := db.QueryRow(ctx, `SELECT since, until, clock_timestamp() FROM event_partitions_window('inbox')`).Scan(&s, &u, &now); err != nil {
+		return since, until, now, errorf("partitions", err)
 	}
 	if s == nil || u == nil {
-		return since, until, errNoPartition
+		return since, until, now, errNoPartition
 	}
-	return *s, *u, nil
+	return *s, *u, now, nil
 }
