@@ -13,7 +13,6 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -178,26 +177,22 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 	}
 	var refused error
 	err := c.retryConflict(ctx, func() error {
-		return c.cfg.Pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
-			return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-				refused = nil
-				d, err := lock(ctx, tx, id)
-				if err != nil {
-					return err
-				}
-				if refused = c.rerun(ctx, tx, d); refused != nil {
-					if isFault(refused) || isConflict(refused) || conn.Conn().PgConn().IsBusy() {
-						return refused
-					}
-					_, err := tx.Exec(ctx, `UPDATE dead_letters SET attempts = attempts + 1, error = $2 WHERE id = $1`, id, clean(refused.Error()))
-					return err
-				}
-				return resolve(ctx, tx, id, Redriven, clean(by), nil)
-			})
+		refused = nil
+		return pgx.BeginFunc(ctx, c.cfg.Pool, func(tx pgx.Tx) error {
+			d, err := lock(ctx, tx, id)
+			if err != nil {
+				return err
+			}
+			if refused = c.rerun(ctx, tx, d); refused != nil {
+				return refused
+			}
+			return resolve(ctx, tx, id, Redriven, clean(by), nil)
 		})
 	})
-	if err == nil {
-		err = refused
+	if refused != nil && !isFault(refused) {
+		if _, uncounted := c.cfg.Pool.Exec(ctx, countFailure, id, clean(refused.Error())); uncounted != nil {
+			err = errors.Join(err, uncounted)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("redrive %s: %w", id, err)
@@ -205,7 +200,9 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 	return nil
 }
 
-// rerun handles the event of d in a savepoint of tx.
+const countFailure = `UPDATE dead_letters SET attempts = attempts + 1, error = $2 WHERE id = $1 AND status = 'open'`
+
+// rerun handles the event of d in tx, which is to be rolled back if that fails.
 func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) error {
 	it := parse(recordOf(d), c.cfg.Decode)
 	if it.rejected != nil {
@@ -225,44 +222,42 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) error {
 		!idTime(it.event.ID).After(d.FailedAt.Add(maxSkew)) && !strings.ContainsRune(d.EventType, '\uFFFD')).Scan(&recorded); err != nil {
 		return err
 	}
-	return pgx.BeginFunc(ctx, tx, func(sp pgx.Tx) error {
-		ids := [][16]byte{it.event.ID}
-		if c.cfg.Each != nil {
-			if tag, err := sp.Exec(ctx, insertIDs, ids); err != nil || tag.RowsAffected() == 0 && !recorded {
-				return cmp.Or(err, errHandled)
-			}
-			err := apart(ctx, sp, func(tx pgx.Tx) error { return c.cfg.Each(ctx, tx, it.event) })
-			if err != nil {
-				err = blame(ctx, tx.Conn(), err)
-			}
-			return err
+	ids := [][16]byte{it.event.ID}
+	if c.cfg.Each != nil {
+		if tag, err := tx.Exec(ctx, insertIDs, ids); err != nil || tag.RowsAffected() == 0 && !recorded {
+			return cmp.Or(err, errHandled)
 		}
-		work := c.cfg.Batch([]Event{it.event})
-		load := &pgx.Batch{}
-		load.Queue(insertIDs, ids).Exec(func(tag pgconn.CommandTag) error {
-			if tag.RowsAffected() == 0 && !recorded {
-				return errHandled
-			}
-			return nil
-		})
-		work.Load(load)
-		if err := sp.SendBatch(ctx, load).Close(); err != nil {
-			return err
-		}
-		out, err := work.Decide(it.event)
+		err := apart(ctx, tx, func(sp pgx.Tx) error { return c.cfg.Each(ctx, sp, it.event) })
 		if err != nil {
-			return err
+			err = blame(ctx, tx.Conn(), err)
 		}
-		save := &pgx.Batch{}
-		work.Save(save)
-		if err := outbox.Queue(save, out...); err != nil {
-			return err
+		return err
+	}
+	work := c.cfg.Batch([]Event{it.event})
+	load := &pgx.Batch{}
+	load.Queue(insertIDs, ids).Exec(func(tag pgconn.CommandTag) error {
+		if tag.RowsAffected() == 0 && !recorded {
+			return errHandled
 		}
-		if save.Len() == 0 {
-			return nil
-		}
-		return sp.SendBatch(ctx, save).Close()
+		return nil
 	})
+	work.Load(load)
+	if err := tx.SendBatch(ctx, load).Close(); err != nil {
+		return blame(ctx, tx.Conn(), err)
+	}
+	out, err := work.Decide(it.event)
+	if err != nil {
+		return refusal{err}
+	}
+	save := &pgx.Batch{}
+	work.Save(save)
+	if err := outbox.Queue(save, out...); err != nil {
+		return err
+	}
+	if save.Len() == 0 {
+		return nil
+	}
+	return tx.SendBatch(ctx, save).Close()
 }
 
 // errHandled: two records had the same id, and this one did not put it into the inbox when it became a dead letter.
