@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"outboxsaga/outbox"
@@ -65,6 +66,11 @@ const (
 	// The ids are sorted, so that two instances that record the same ids wait for
 	// each other in one direction only.
 	insertIDs = `INSERT INTO inbox (event_id) SELECT unnest($1::uuid[]) ON CONFLICT DO NOTHING RETURNING event_id`
+
+	// $1 is in milliseconds. What the role or the database sets for itself stays.
+	boundIdle = `
+SELECT set_config('idle_in_transaction_session_timeout', $1, true)
+WHERE current_setting('idle_in_transaction_session_timeout') = '0'`
 
 	deleteIDs = `DELETE FROM inbox WHERE event_id = ANY($1::uuid[])`
 
@@ -250,8 +256,12 @@ type undone struct{ error }
 
 func (u undone) Unwrap() error { return u.error }
 
-// queueRecognize queues what tells new records from repeated ones.
+// queueRecognize queues what tells new records from repeated ones, and bounds how long PostgreSQL waits for this process, which
+// may freeze or vanish: the ids are locked meanwhile.
 func (a *attempt) queueRecognize(b *pgx.Batch) {
+	if !a.c.idleBound {
+		b.Queue(boundIdle, strconv.FormatInt(max(1, a.c.cfg.Timeout.Milliseconds()), 10))
+	}
 	a.fresh, a.buried = map[uuid.UUID]bool{}, map[recordKey]bool{}
 	var ids [][16]byte
 	var strangers []*item

@@ -53,7 +53,8 @@ type Config struct {
 	FaultBackoff time.Duration
 	// Timeout bounds one transaction. Default 15 s. A batch that takes longer is rolled back and the next one is half as large,
 	// so MaxBatch times the time of an event should stay below it. A rebalance waits for the transaction in hand, up to 10 s; then
-	// the others of the group go on without this member, and wait for the transaction at the inbox.
+	// the others of the group go on without this member, and wait for the transaction at the inbox. If this process freezes, or its
+	// machine is gone, PostgreSQL ends the transaction after the same time, unless idle_in_transaction_session_timeout is set otherwise.
 	Timeout time.Duration
 	// SessionTimeout is how long the broker waits for a heartbeat before the partitions
 	// of a dead instance go to another one: what they stand still when an instance is killed. Heartbeats

@@ -51,6 +51,8 @@ const (
 type Consumer struct {
 	cfg Config
 	now func() time.Time
+	// idleBound: the pool's connections have idle_in_transaction_session_timeout from their start, which spares a statement.
+	idleBound bool
 
 	// mu is held during each transaction and by the callbacks of a rebalance. It
 	// guards what follows.
@@ -86,7 +88,8 @@ func New(cfg Config) (*Consumer, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	return &Consumer{cfg: cfg, now: time.Now, queue: newQueue(), limit: cfg.MaxBatch, most: cfg.MaxBatch}, nil
+	_, idleBound := cfg.Pool.Config().ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"]
+	return &Consumer{cfg: cfg, now: time.Now, idleBound: idleBound, queue: newQueue(), limit: cfg.MaxBatch, most: cfg.MaxBatch}, nil
 }
 
 // Run consumes until ctx is done, then finishes the transaction in hand, commits the

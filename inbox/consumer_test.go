@@ -571,6 +571,27 @@ func TestCommitsThatHangAreWaitedOut(t *testing.T) {
 	})
 }
 
+// A process that freezes in a transaction holds its locks for as long as that may take, and no longer.
+func TestPostgreSQLEndsWhatAFrozenProcessHolds(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		cfg.Timeout = 2 * time.Second
+		frozen, thaw := make(chan struct{}, 100), make(chan struct{})
+		r.before = func(string) {
+			frozen <- struct{}{}
+			<-thaw
+		}
+		r.send(event("k", "x"))
+		r.start(cfg)
+		goOn := sync.OnceFunc(func() { close(thaw) })
+		t.Cleanup(goOn)
+		<-frozen
+		r.eventually(1, `SELECT 'gone' WHERE NOT EXISTS (SELECT FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = 'consumer' AND state LIKE 'idle in transaction%')`)
+		goOn()
+		r.eventually(1, effects)
+	})
+}
+
 func TestInstancesShareTheWorkAndHandOver(t *testing.T) {
 	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
 		const n = 3000
