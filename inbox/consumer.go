@@ -133,7 +133,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	if err != nil {
 		return errorf("kafka client", err)
 	}
-	defer client.CloseAllowingRebalance()
+	defer leave(client)
 	if err := c.checkTopics(ctx, client); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -152,9 +152,11 @@ func (c *Consumer) Run(ctx context.Context) error {
 		c.health.Unlock()
 	}()
 
-	committing, stop := context.WithCancel(ctx)
+	regular, stop := context.WithCancel(ctx)
+	var committing sync.WaitGroup
+	committing.Go(func() { c.commitRegularly(regular, client) })
+	defer committing.Wait()
 	defer stop()
-	go c.commitRegularly(committing, client)
 	for ctx.Err() == nil {
 		wake := c.work(ctx)
 		c.poll(ctx, wake)
@@ -164,6 +166,15 @@ func (c *Consumer) Run(ctx context.Context) error {
 	}
 	c.commit(context.WithoutCancel(ctx), client, "inbox: last offsets not committed; their records come again and are skipped")
 	return nil
+}
+
+// leave ends the client. It waits no longer for the group's coordinator than a commit does: without an answer the member is found missing.
+func leave(client *kgo.Client) {
+	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
+	defer cancel()
+	client.AllowRebalance()
+	_ = client.LeaveGroupContext(ctx)
+	client.Close()
 }
 
 // commitRegularly commits the offsets of what is handled until ctx is done.

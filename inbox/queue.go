@@ -27,7 +27,7 @@ type item struct {
 	retryAt  time.Time // not before; zero: at once
 }
 
-// maxBytes bounds the payloads of one transaction.
+// maxBytes bounds the payloads of one transaction. A partition holds four times as much at most, and the rest of the last fetch.
 const maxBytes = 8 << 20
 
 // queue holds the records in hand, by partition, in the order of their offsets.
@@ -125,11 +125,15 @@ func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) 
 	return batch, wake
 }
 
-// full returns the partitions that hold most items or more: done ones too, until their offset is marked.
+// full returns the partitions that hold most items or more, done ones too, until their offset is marked, or too many bytes.
 func (q *queue) full(most int) map[string][]int32 {
 	full := map[string][]int32{}
 	for p, items := range q.parts {
-		if len(*items) >= most {
+		bytes := 0
+		for _, it := range *items {
+			bytes += len(it.record.Value) // of done ones 0
+		}
+		if len(*items) >= most || bytes >= 4*maxBytes {
 			full[p.topic] = append(full[p.topic], p.number)
 		}
 	}
@@ -156,7 +160,11 @@ func (q *queue) settle(mark func(*kgo.Record)) {
 	}
 }
 
-func (q *queue) finish(it *item) { it.done = true }
+// finish lets go of what the item holds. Its record still has what a commit needs.
+func (q *queue) finish(it *item) {
+	it.done, it.event = true, Event{}
+	it.record.Key, it.record.Value, it.record.Headers = nil, nil, nil
+}
 
 // parse reads a record's envelope. What it rejects can never become right.
 func parse(r *kgo.Record, decode func(Event) (any, error)) *item {

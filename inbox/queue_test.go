@@ -213,6 +213,14 @@ func TestAFullPartition(t *testing.T) {
 	full(1)
 	q.drop(map[string][]int32{"t": {1}})
 	full()
+
+	waits, large := record(2, 0, "k"), record(2, 1, "")
+	large.record.Value = make([]byte, 4*maxBytes)
+	q.add(partition{"t", 2}, waits)
+	q.add(partition{"t", 2}, large)
+	full(2)
+	q.finish(large) // what is done holds nothing
+	full()
 }
 
 // The same id comes twice in one batch, from two partitions, and the first waits behind another event: the second is a repetition.
