@@ -133,7 +133,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	if err != nil {
 		return errorf("kafka client", err)
 	}
-	defer leave(client)
+	defer client.CloseAllowingRebalance()
 	if err := c.checkTopics(ctx, client); err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -166,15 +166,6 @@ func (c *Consumer) Run(ctx context.Context) error {
 	}
 	c.commit(context.WithoutCancel(ctx), client, "inbox: last offsets not committed; their records come again and are skipped")
 	return nil
-}
-
-// leave ends the client. It waits no longer for the group's coordinator than a commit does: without an answer the member is found missing.
-func leave(client *kgo.Client) {
-	ctx, cancel := context.WithTimeout(context.Background(), commitTimeout)
-	defer cancel()
-	client.AllowRebalance()
-	_ = client.LeaveGroupContext(ctx)
-	client.Close()
 }
 
 // commitRegularly commits the offsets of what is handled until ctx is done.
@@ -319,6 +310,7 @@ func (c *Consumer) rejoin(ctx context.Context, topics []string) {
 func (c *Consumer) pause() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.queue.detach()
 	full := c.queue.full(20 * c.cfg.MaxBatch)
 	free := map[string][]int32{}
 	for topic, numbers := range c.client.PauseFetchPartitions(full) { // returns those of before too
@@ -427,11 +419,11 @@ func (c *Consumer) lighten(batch []*item, late bool) {
 		c.limit = c.most
 		return
 	}
+	it := batch[0]
+	it.alone = true
 	if late && !c.canCommit() {
 		return
 	}
-	it := batch[0]
-	it.alone = true
 	it.retryAt = c.now().Add(doubled(firstBackoff, max(maxBackoff, 64*c.cfg.Timeout), it.stalls))
 	it.stalls++
 }

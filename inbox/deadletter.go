@@ -176,8 +176,9 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 		return errors.New("inbox: to redrive a dead letter say who decides")
 	}
 	var refused error
+	handled := false
 	err := c.retryConflict(ctx, func() error {
-		refused = nil
+		refused, handled = nil, false
 		return pgx.BeginFunc(ctx, c.cfg.Pool, func(tx pgx.Tx) error {
 			d, err := lock(ctx, tx, id)
 			if err != nil {
@@ -186,9 +187,14 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 			if refused = c.rerun(ctx, tx, d); refused != nil {
 				return refused
 			}
-			return resolve(ctx, tx, id, Redriven, clean(by), nil)
+			err = resolve(ctx, tx, id, Redriven, clean(by), nil)
+			handled = err == nil
+			return err
 		})
 	})
+	if handled && err != nil { // a constraint that is checked at the commit
+		refused = err
+	}
 	if refused != nil && !isFault(refused) {
 		if _, uncounted := c.cfg.Pool.Exec(ctx, countFailure, id, clean(refused.Error())); uncounted != nil {
 			err = errors.Join(err, uncounted)

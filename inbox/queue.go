@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -20,6 +21,7 @@ type item struct {
 	hasID    bool // event.ID is usable: it goes into the inbox
 
 	done     bool
+	detached bool
 	silent   bool      // its dead letter cannot be announced
 	stalls   int       // attempts that took too long, or lost the connection, in a batch of its own
 	failures int       // attempts that failed by an error of unknown kind
@@ -27,7 +29,8 @@ type item struct {
 	retryAt  time.Time // not before; zero: at once
 }
 
-// maxBytes bounds the payloads of one transaction. A partition holds four times as much at most, and the rest of the last fetch.
+// maxBytes bounds the payloads of one transaction. A partition holds four times as much at most, all together eight times, and the rest of the
+// last fetch.
 const maxBytes = 8 << 20
 
 // queue holds the records in hand, by partition, in the order of their offsets.
@@ -125,17 +128,26 @@ func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) 
 	return batch, wake
 }
 
-// full returns the partitions that hold most items or more, done ones too, until their offset is marked, or too many bytes.
+// full returns the partitions that hold most items or more, done ones too, until their offset is marked, or too many bytes. If all
+// together hold four times as many, or twice the bytes, those are full that hold anything: an event that waits, and what is behind it.
 func (q *queue) full(most int) map[string][]int32 {
-	full := map[string][]int32{}
-	for p, items := range q.parts {
+	full, some := map[string][]int32{}, map[string][]int32{}
+	items, size := 0, 0
+	for p, held := range q.parts {
 		bytes := 0
-		for _, it := range *items {
+		for _, it := range *held {
 			bytes += len(it.record.Value) // of done ones 0
 		}
-		if len(*items) >= most || bytes >= 4*maxBytes {
+		items, size = items+len(*held), size+bytes
+		if len(*held) > 0 {
+			some[p.topic] = append(some[p.topic], p.number)
+		}
+		if len(*held) >= most || bytes >= 4*maxBytes {
 			full[p.topic] = append(full[p.topic], p.number)
 		}
+	}
+	if items >= 4*most || size >= 8*maxBytes {
+		return some
 	}
 	return full
 }
@@ -157,6 +169,23 @@ func (q *queue) settle(mark func(*kgo.Record)) {
 			rest = nil
 		}
 		*items = rest
+	}
+}
+
+// detach copies what is not done out of the answer to a fetch, which lies in memory as long as one of its records does.
+func (q *queue) detach() {
+	for _, items := range q.parts {
+		for _, it := range *items {
+			if it.done || it.detached {
+				continue
+			}
+			r := it.record
+			r.Key, r.Value = bytes.Clone(r.Key), bytes.Clone(r.Value)
+			for i := range r.Headers {
+				r.Headers[i].Value = bytes.Clone(r.Headers[i].Value)
+			}
+			it.event.Payload, it.detached = r.Value, true
+		}
 	}
 }
 

@@ -221,6 +221,31 @@ func TestAFullPartition(t *testing.T) {
 	full(2)
 	q.finish(large) // what is done holds nothing
 	full()
+
+	for p := range int32(5) { // below the bound each, and not together
+		for i := range int64(3) {
+			q.add(partition{"t", 3 + p}, record(3+p, i, ""))
+		}
+	}
+	q.settle(func(*kgo.Record) {})
+	if got := slices.Sorted(slices.Values(q.full(4)["t"])); !slices.Equal(got, []int32{2, 3, 4, 5, 6, 7}) {
+		t.Errorf("full %v", got)
+	}
+}
+
+// One record that waits does not keep the whole answer to a fetch in memory.
+func TestWhatWaitsIsDetached(t *testing.T) {
+	fetched := []byte("valuekeyheader")
+	it := record(0, 0, "")
+	it.record.Value, it.record.Key = fetched[:5], fetched[5:8]
+	it.record.Headers = []kgo.RecordHeader{{Key: "id", Value: fetched[8:]}}
+	q := newQueue()
+	q.add(partition{"t", 0}, it)
+	q.detach()
+	clear(fetched)
+	if r := it.record; string(r.Value) != "value" || string(it.event.Payload) != "value" || string(r.Key) != "key" || string(r.Headers[0].Value) != "header" {
+		t.Errorf("%q %q %q %q", r.Value, it.event.Payload, r.Key, r.Headers[0].Value)
+	}
 }
 
 // The same id comes twice in one batch, from two partitions, and the first waits behind another event: the second is a repetition.

@@ -77,9 +77,9 @@ func (r Report) writeBars(b *strings.Builder) {
 		for _, x := range ratios {
 			ratio := fmt.Sprintf("**%.2f**", x.Ratio)
 			switch {
-			case x.Cut && x.Most > 0:
+			case x.Open && x.Most > 0:
 				ratio = fmt.Sprintf("**%.2f to %.2f**", x.Least, x.Most)
-			case x.Cut:
+			case x.Open:
 				ratio = fmt.Sprintf("**%.2f or more**", x.Least)
 			}
 			ok, known := x.OK()
@@ -96,7 +96,7 @@ func verdict(bar float64, below, ok, known bool) string {
 	}
 	switch {
 	case !known:
-		word = "not known: a search was cut off"
+		word = "not known: a search is open"
 	case !ok:
 		word = "**missed**"
 	}

@@ -25,15 +25,15 @@ type Ratio struct {
 	// Bar is what the ratio should reach: at most if Below, else at least; 0: there is none.
 	Bar   float64 `json:"bar,omitempty"`
 	Below bool    `json:"below,omitempty"`
-	// Cut: a search behind it was cut off ([Found]), or found nothing on the right. The ratio is Least to Most then; a Most of 0 is without bound.
-	Cut   bool    `json:"cut,omitempty"`
+	// Open: a search behind it is open ([Found]), or found nothing on the right. The ratio is Least to Most then; a Most of 0 is without bound.
+	Open  bool    `json:"open,omitempty"`
 	Least float64 `json:"least,omitempty"`
 	Most  float64 `json:"most,omitempty"`
 }
 
 // OK tells whether the ratio reaches its bar. known is false where it might or might not.
 func (r Ratio) OK() (ok, known bool) {
-	if !r.Cut {
+	if !r.Open {
 		return reaches(r.Ratio, r.Bar, r.Below), true
 	}
 	most := cmp.Or(r.Most, math.Inf(1))
@@ -99,8 +99,15 @@ const memoryRate = 1000
 // mostMemory is the most of an instance of a service at the end of the product's points and days of a soak. At a rate that
 // does not hold, it depends on how many requests wait, which is the client's affair.
 func (r Report) mostMemory(service string) (mib float64) {
+	overloaded := false // what an overload has left in memory goes late
 	for _, p := range r.Runs {
-		if p.System == CDC && (p.Part == PartLatency || p.Part == PartMaximum) && p.Rate <= memoryRate && p.Holds() {
+		if p.System != CDC || p.Part != PartLatency && p.Part != PartMaximum {
+			continue
+		}
+		if p.Part == PartLatency {
+			overloaded = false
+		}
+		if overloaded = overloaded || p.Rate > memoryRate || !p.Holds(); !overloaded {
 			mib = max(mib, p.most(service))
 		}
 	}
@@ -124,7 +131,7 @@ func (r Report) ratios() (all []Ratio) {
 		}
 		x := Ratio{Name: name, Left: left.least, Right: right.least, Ratio: quotient(left.least, right.least), Bar: bar}
 		if left.most > left.least || right.most > right.least || right.least == 0 {
-			x.Cut, x.Least, x.Most = true, quotient(left.least, right.most), quotient(left.most, right.least)
+			x.Open, x.Least, x.Most = true, quotient(left.least, right.most), quotient(left.most, right.least)
 		}
 		all = append(all, x)
 	}
@@ -199,7 +206,7 @@ func (r Report) bounds(key string) (b bounds) {
 	rate, known := r.Max[key]
 	b = bounds{float64(rate), float64(rate), known}
 	for _, f := range r.Searches[key] {
-		if f.Cut {
+		if f.Open {
 			b.most = max(b.most, f.most())
 		}
 	}

@@ -95,9 +95,9 @@ func TestRatiosOfSearches(t *testing.T) {
 		"both found":            {Found{Rate: 950}, Found{Rate: 1000}, "| 950 | 1000 | **0.95** | ≥ 0.9 | met |"},
 		"it may be":             {Found{850, 1201, true}, Found{1600, 1687, false}, "| 850 | 1600 | **0.53 to 0.75** | ≥ 0.9 | **missed** |"},
 		"it is, at least":       {Found{950, 0, true}, Found{Rate: 1000}, "| 950 | 1000 | **0.95 or more** | ≥ 0.9 | met |"},
-		"nobody knows":          {Found{850, 1201, true}, Found{Rate: 1000}, "| 850 | 1000 | **0.85 to 1.20** | ≥ 0.9 | not known: a search was cut off |"},
+		"nobody knows":          {Found{850, 1201, true}, Found{Rate: 1000}, "| 850 | 1000 | **0.85 to 1.20** | ≥ 0.9 | not known: a search is open |"},
 		"the product never did": {Found{}, Found{Rate: 1000}, "| 0 | 1000 | **0.00** | ≥ 0.9 | **missed** |"},
-		"the rival never did":   {Found{Rate: 1000}, Found{}, "| 1000 | 0 | **0.00 or more** | ≥ 0.9 | not known: a search was cut off |"},
+		"the rival never did":   {Found{Rate: 1000}, Found{}, "| 1000 | 0 | **0.00 or more** | ≥ 0.9 | not known: a search is open |"},
 	} {
 		r := Report{Machine: Machine("/")}
 		r.Found(CDC, c.cdc)

@@ -32,8 +32,8 @@ type Found struct {
 	// Not is the lowest above it that did not hold, 0 if there is none. Between the two nothing was tried, or steps held that
 	// nobody had the time to confirm.
 	Not int `json:"not,omitempty"`
-	// Cut: the time was over before the two were near each other.
-	Cut bool `json:"cut,omitempty"`
+	// Open: the two are not near each other, or the time was over before anything above the rate was tried to the end.
+	Open bool `json:"open,omitempty"`
 }
 
 // String is the rate, and where it is not sure what is known.
@@ -42,14 +42,14 @@ func (f Found) String() string {
 	switch {
 	case f.Rate == 0:
 		text = "none"
-	case !f.Cut:
+	case !f.Open:
 		return text
 	}
 	if f.Not > 0 {
 		text += fmt.Sprintf(", not %d", f.Not)
 	}
-	if f.Cut {
-		text += " (cut off)"
+	if f.Open {
+		text += " (open)"
 	}
 	return text
 }
@@ -57,7 +57,7 @@ func (f Found) String() string {
 // most is what the rate can be at most, as far as the search says.
 func (f Found) most() float64 {
 	switch {
-	case !f.Cut:
+	case !f.Open:
 		return float64(f.Rate)
 	case f.Not == 0:
 		return math.Inf(1)
@@ -65,7 +65,7 @@ func (f Found) most() float64 {
 	return float64(f.Not)
 }
 
-// nearby is how far apart what holds and what does not may be in a search that was not cut.
+// nearby is how far apart what holds and what does not may be, or the search is open.
 const nearby = 1.12
 
 // Find goes up by half while steps hold, down by half while none does, then halves the distance to the lowest rate that did
@@ -112,7 +112,7 @@ func (s Search) Find() (Found, error) {
 			found.Not = not
 		}
 	}
-	found.Cut = s.over(s.Most) && (found.Not == 0 || float64(found.Not) > nearby*float64(rate))
+	found.Open = found.Not == 0 && s.over(s.Most) || float64(found.Not) > nearby*float64(rate) && (rate > 0 || s.over(s.Most))
 	return found, nil
 }
 
@@ -123,10 +123,9 @@ func (s Search) over(d time.Duration) bool { return s.Most > 0 && s.now().Sub(s.
 func (s *Search) step(rate int) (holds bool, err error) {
 	p, err := s.Run(rate, s.Step, false)
 	if err == nil && !p.Holds() && !s.over(s.Most) {
-		p, err = s.Run(rate, s.Step, false)
-	}
-	if err == nil && !p.Holds() {
-		s.failed = append(s.failed, rate)
+		if p, err = s.Run(rate, s.Step, false); err == nil && !p.Holds() {
+			s.failed = append(s.failed, rate)
+		}
 	}
 	return err == nil && p.Holds(), err
 }

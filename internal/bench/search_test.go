@@ -45,7 +45,7 @@ func TestSearch(t *testing.T) {
 		// What holds for a second may not hold for a minute.
 		f := &fakeSystem{limit: c.limit, confirmed: c.limit * 97 / 100}
 		got, err := f.search(c.held, c.start, 0)
-		if err != nil || got.Rate < c.low*94/100 || got.Rate > c.high || got.Cut || got.Not > 0 && got.Not <= got.Rate || f.points > 40 {
+		if err != nil || got.Rate < c.low*94/100 || got.Rate > c.high || got.Open || got.Not > 0 && got.Not <= got.Rate || f.points > 40 {
 			t.Errorf("%d from %d, %d: found %+v after %d points: %v", c.limit, c.held, c.start, got, f.points, err)
 		}
 	}
@@ -77,7 +77,7 @@ func TestSearchTriesTwice(t *testing.T) {
 func TestSearchConfirmsSomething(t *testing.T) {
 	f := &fakeSystem{limit: 8000, confirmed: 3000}
 	got, err := f.search(2000, 0, 0)
-	if err != nil || got.Rate < 1500 || got.Rate > 3000 || got.Not < 3000 || got.Cut || len(f.confirmations) > 8 {
+	if err != nil || got.Rate < 1500 || got.Rate > 3000 || got.Not < 3000 || !got.Open || len(f.confirmations) > 8 {
 		t.Errorf("found %+v by %v: %v", got, f.confirmations, err)
 	}
 	f = &fakeSystem{limit: 8000, confirmed: 0}
