@@ -53,7 +53,7 @@ func TestWorker(t *testing.T) {
 			t.Fatal(err)
 		}
 		until(t, "it is gone", func() bool {
-			_, err := client.Status(ctx, "orderdb")
+			_, err := client.Status(t.Context(), "orderdb")
 			return errors.Is(err, connect.ErrNotFound)
 		})
 	})
