@@ -20,10 +20,13 @@ func (r Report) Markdown() string {
 	if r.Command != "" {
 		fmt.Fprintf(&b, "`%s`\n", r.Command)
 	}
+	var settings []string
 	for _, name := range slices.Sorted(maps.Keys(r.Settings)) {
-		fmt.Fprintf(&b, "%s=%s ", name, r.Settings[name])
+		settings = append(settings, name+"="+r.Settings[name])
 	}
-	b.WriteString("\n")
+	if len(settings) > 0 {
+		fmt.Fprintf(&b, "`%s`\n", strings.Join(settings, " "))
+	}
 	for _, note := range r.Notes {
 		fmt.Fprintf(&b, "\n> %s\n", note)
 	}

@@ -15,7 +15,7 @@ import (
 
 // report has three runs of the product and one of its rival, and something of every other kind.
 func report() Report {
-	r := Report{Machine: Machine("/"), Commit: "abc", Versions: map[string]string{"Kafka": "4"}}
+	r := Report{Machine: Machine("/"), Commit: "abc", Versions: map[string]string{"Kafka": "4"}, Settings: map[string]string{"GOGC": "50", "A": "1"}}
 	for i, p50 := range []float64{5, 7, 6} {
 		r.Runs = append(r.Runs, Point{System: CDC, Part: PartLatency, Rate: 500, Sent: 5000, Seconds: 10, Achieved: 500, P50: p50, P99: 20, WALPerOrder: 4000,
 			CPU:    map[string]float64{"order-service": 10, "order-service-2": 20, "stock-service": 1, "postgres": float64(100 + i), "kafka": 3, loadGenerator: 21},
@@ -44,7 +44,7 @@ func TestMarkdown(t *testing.T) {
 	text := report().Markdown()
 	for _, want := range []string{
 		"| cdc |  | 500 | 500 | 6.0 (5.0–7.0) | 20.0 (20.0–20.0) |", "| 101, 0, 31, 0, 3, 21 |", "| 33, 25, 61, 0, 0, 90 | 0.0, 0.0, 0.3 |", "| poller |  | 200 (does not hold) | 200 | 30.0 | 1500.0 |",
-		"| cdc | **8000** | 7000; 8100; 8000 |", "| poller | **10000** | 10000 |", "| 0.0100 | 0.0020 | 0.0000 | 0.1600 | 0.0000 |", "| bare thing | 2 | 200 | 12345 |", "Kafka 4",
+		"| cdc | **8000** | 7000; 8100; 8000 |", "| poller | **10000** | 10000 |", "| 0.0100 | 0.0020 | 0.0000 | 0.1600 | 0.0000 |", "| bare thing | 2 | 200 | 12345 |", "Kafka 4", "`A=1 GOGC=50`",
 		"| p50 at 500 orders/s (ms) | **6** | ≤ 7 | met |", "| p99 at 500 orders/s (ms) | **20** | | |", "| highest rate that holds (orders/s) | **8000** | ≥ 8000 | met |",
 		"| worker CPU when idle (cores) | **0.16** | ≤ 0.2 | met |", "| resident memory of order-service at up to 1000 orders/s, at most (MiB) | **33** | ≤ 60 | met |",
 		"| resident memory of payment-service at up to 1000 orders/s, at most (MiB) | **62** | ≤ 60 | **missed** |", "**0.80** | ≤ 0.65 | **missed** |", "**0.40** | ≤ 0.5 | met |",
