@@ -175,28 +175,23 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 	if by == "" {
 		return errors.New("inbox: to redrive a dead letter say who decides")
 	}
-	var refused error
-	handled := false
+	found := false
 	err := c.retryConflict(ctx, func() error {
-		refused, handled = nil, false
+		found = false
 		return pgx.BeginFunc(ctx, c.cfg.Pool, func(tx pgx.Tx) error {
 			d, err := lock(ctx, tx, id)
 			if err != nil {
 				return err
 			}
-			if refused = c.rerun(ctx, tx, d); refused != nil {
-				return refused
+			found = true
+			if err := c.rerun(ctx, tx, d); err != nil {
+				return err
 			}
-			err = resolve(ctx, tx, id, Redriven, clean(by), nil)
-			handled = err == nil
-			return err
+			return resolve(ctx, tx, id, Redriven, clean(by), nil)
 		})
 	})
-	if handled && err != nil { // a constraint that is checked at the commit
-		refused = err
-	}
-	if refused != nil && !isFault(refused) {
-		if _, uncounted := c.cfg.Pool.Exec(ctx, countFailure, id, clean(refused.Error())); uncounted != nil {
+	if found && err != nil && !isFault(err) { // at the commit too, where a constraint may be checked
+		if _, uncounted := c.cfg.Pool.Exec(ctx, countFailure, id, clean(err.Error())); uncounted != nil {
 			err = errors.Join(err, uncounted)
 		}
 	}

@@ -74,14 +74,21 @@ func (r *rig) redriveInVain(c *inbox.Consumer) {
 
 // A row that is there already may come of another transaction, so a redrive tries that again, and then counts it like any failure.
 func TestARedriveThatMeetsADuplicateCounts(t *testing.T) {
-	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
-		r.exec(`CREATE UNIQUE INDEX ON effects (key)`)
-		c, _ := r.start(cfg)
-		r.send(event("k", "first"), event("k", "second"))
-		r.eventually(1, `SELECT error FROM dead_letters WHERE attempts = 8`)
-		r.redriveInVain(c)
-		r.eventually(1, `SELECT error FROM dead_letters WHERE attempts = 9`)
-	})
+	for when, constraint := range map[string]string{
+		"at the statement": `ALTER TABLE effects ADD UNIQUE (key)`,
+		"at the commit":    `ALTER TABLE effects ADD UNIQUE (key) DEFERRABLE INITIALLY DEFERRED`,
+	} {
+		t.Run(when, func(t *testing.T) {
+			bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+				r.exec(constraint)
+				c, _ := r.start(cfg)
+				r.send(event("k", "first"), event("k", "second"))
+				r.eventually(1, `SELECT error FROM dead_letters WHERE attempts = 8`)
+				r.redriveInVain(c)
+				r.eventually(1, `SELECT error FROM dead_letters WHERE attempts = 9`)
+			})
+		})
+	}
 }
 
 // A batch that takes longer than a transaction may is cut down until it does not.

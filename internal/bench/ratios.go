@@ -41,7 +41,7 @@ func (r Ratio) OK() (ok, known bool) {
 	return ok, ok == reaches(most, r.Bar, r.Below)
 }
 
-// quotient is nothing to three digits where there is nothing to divide by, nor where it is not finite.
+// quotient has three digits. It is 0 where there is nothing to divide by, or no bound.
 func quotient(left, right float64) float64 {
 	if right == 0 || math.IsInf(left, 0) {
 		return 0
@@ -135,6 +135,7 @@ func (r Report) ratios() (all []Ratio) {
 		}
 		all = append(all, x)
 	}
+	cores, cpu := func(p Point) float64 { return ofSystem(p.Cores) }, func(p Point) float64 { return ofSystem(p.CPU) }
 	bars := map[int]float64{200: 0.5, 500: 0.5, 2000: 1}
 	for _, g := range r.groups(PartLatency) {
 		rival := r.find(PartLatency, Poller, "", g.rate)
@@ -143,7 +144,7 @@ func (r Report) ratios() (all []Ratio) {
 		}
 		if g.rate == 0 {
 			add("database CPU when idle (cores), cdc / poller", g.cores("postgres", "walsenders"), rival.cores("postgres", "walsenders"), 0.2, true)
-			add("CPU of all processes when idle (cores), cdc / poller", g.cores(processes...), rival.cores(processes...), 0, true)
+			add("CPU of all processes when idle (cores), cdc / poller", g.median(cores), rival.median(cores), 0, true)
 			continue
 		}
 		if g.rate < 10 || !g.holds() && !rival.holds() {
@@ -154,7 +155,7 @@ func (r Report) ratios() (all []Ratio) {
 		if g.rate < 100 || !g.holds() || !rival.holds() { // too few orders for anything per order, or not all of their work
 			continue
 		}
-		add(fmt.Sprintf("CPU of all processes per order at %d orders/s (µs), cdc / poller", g.rate), g.cpu(processes...), rival.cpu(processes...), 0, true)
+		add(fmt.Sprintf("CPU of all processes per order at %d orders/s (µs), cdc / poller", g.rate), g.median(cpu), rival.median(cpu), 0, true)
 		add(fmt.Sprintf("WAL per order at %d orders/s (bytes), cdc / poller", g.rate), g.median(wal), rival.median(wal), 0.65, true)
 	}
 	for _, g := range append(r.groups(PartRivals), r.groups(PartLatency)...) { // a relay that keeps its rows, with a partial index
@@ -192,9 +193,6 @@ func (r Report) ratios() (all []Ratio) {
 	add("events/s while catching up, cdc / poller", caughtUp[CDC], caughtUp[Poller], 0, false)
 	return all
 }
-
-// processes are those of any system, the load generator is none of them.
-var processes = []string{"postgres", "walsenders", "order-service", "stock-service", "payment-service", "connect", "relay", "kafka"}
 
 // bounds are what a search has found: at least least holds, more than most does not.
 type bounds struct {

@@ -83,12 +83,6 @@ const Header = "system            rate  achieved   p50 ms   p99 ms   max ms  acc
 
 // Row is a line below [Header].
 func (p Point) Row() string {
-	var cpu float64
-	for name, v := range p.CPU {
-		if name != loadGenerator {
-			cpu += v
-		}
-	}
 	mark := ""
 	if p.Case != "" {
 		mark = "  " + p.Case
@@ -100,7 +94,7 @@ func (p Point) Row() string {
 		mark += "  does not hold"
 	}
 	return fmt.Sprintf("%-14s %7d  %8.0f  %7.1f  %7.1f  %7.0f  %8.1f / %6.1f  %4d  %7.2f, %7.2f, %7.2f  %12.0f  %11.0f%s",
-		p.System, p.Rate, p.Achieved, p.P50, p.P99, p.Max, p.AcceptP50, p.AcceptP99, p.Unfinished+p.Rejected, p.IdleCores, p.OtherCores, p.StolenCores, cpu, p.WALPerOrder, mark)
+		p.System, p.Rate, p.Achieved, p.P50, p.P99, p.Max, p.AcceptP50, p.AcceptP99, p.Unfinished+p.Rejected, p.IdleCores, p.OtherCores, p.StolenCores, ofSystem(p.CPU), p.WALPerOrder, mark)
 }
 
 // String is a line that shows how a point comes on.
@@ -116,6 +110,16 @@ func (p Progress) String() string {
 func of(used map[string]float64, names ...string) (sum float64) {
 	for process, v := range used {
 		if isOf(process, names) {
+			sum += v
+		}
+	}
+	return sum
+}
+
+// ofSystem sums what all processes have used but the load generator.
+func ofSystem(used map[string]float64) (sum float64) {
+	for process, v := range used {
+		if process != loadGenerator {
 			sum += v
 		}
 	}

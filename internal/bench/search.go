@@ -38,14 +38,11 @@ type Found struct {
 
 // String is the rate, and where it is not sure what is known.
 func (f Found) String() string {
-	text := strconv.Itoa(f.Rate)
-	switch {
-	case f.Rate == 0:
-		text = "none"
-	case !f.Open:
-		return text
+	text := "none"
+	if f.Rate > 0 {
+		text = strconv.Itoa(f.Rate)
 	}
-	if f.Not > 0 {
+	if f.Not > 0 && (f.Open || f.Rate == 0) {
 		text += fmt.Sprintf(", not %d", f.Not)
 	}
 	if f.Open {

@@ -239,8 +239,8 @@ func (s *session) points(ctx context.Context, rates ...int) (held int, err error
 }
 
 // idle measures next to no load, after what the load before has left to do is done. It leaves the system as it is a while after a
-// checkpoint: the first change of a page after one has the whole page in the WAL.
-func (s *session) idle(ctx context.Context, rates ...int) error {
+// checkpoint, by a load of top at most: the first change of a page after one has the whole page in the WAL.
+func (s *session) idle(ctx context.Context, top int, rates ...int) error {
 	if s.c.Idle == 0 {
 		return nil
 	}
@@ -260,7 +260,7 @@ func (s *session) idle(ctx context.Context, rates ...int) error {
 			return err
 		}
 	}
-	_, err := s.run(ctx, 200, 5*time.Second)
+	_, err := s.run(ctx, min(200, top), 5*time.Second)
 	return err
 }
 

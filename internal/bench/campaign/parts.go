@@ -57,10 +57,11 @@ func (c *Campaign) latency(ctx context.Context) error {
 			}
 			err = c.with(ctx, sys, c.Shape, func(s *session) error {
 				s.part = bench.PartLatency
-				if err := s.warmUp(ctx, slices.Max(append([]int{200}, c.Rates...))); err != nil {
+				top := slices.Max(append([]int{200}, c.Rates...))
+				if err := s.warmUp(ctx, top); err != nil {
 					return err
 				}
-				if err := s.idle(ctx, c.idleRates()...); err != nil {
+				if err := s.idle(ctx, top, c.idleRates()...); err != nil {
 					return err
 				}
 				return s.pointsAndMaximum(ctx, c.Rates...)
@@ -94,7 +95,7 @@ func (c *Campaign) block(ctx context.Context, part, name string, top int, maximu
 		if err := s.warmUp(ctx, top); err != nil {
 			return err
 		}
-		if err := s.idle(ctx, c.idleRates()...); err != nil {
+		if err := s.idle(ctx, top, c.idleRates()...); err != nil {
 			return err
 		}
 		held := 0
