@@ -72,7 +72,11 @@ func (r Report) writeBars(b *strings.Builder) {
 		}
 		b.WriteString("\n| the product alone | measured | bar | |\n|---|---|---|---|\n")
 		for _, f := range figures {
-			fmt.Fprintf(b, "| %s | **%.4g** | %s |\n", f.Name, f.Measured, verdict(f.Bar, f.Below, f.OK(), true))
+			name := f.Name
+			if f.Unheld {
+				name += " (does not hold)"
+			}
+			fmt.Fprintf(b, "| %s | **%.4g** | %s |\n", name, f.Measured, verdict(f.Bar, f.Below, f.OK(), true))
 		}
 	}
 	if len(ratios) > 0 {
