@@ -11,9 +11,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
-need_go
-need_tools jdk maven
-bin=$(mktemp -d)
-trap 'rm -rf "$bin"' EXIT
-go build -trimpath -o "$bin/" ./cmd/outboxctl ./order-service ./stock-service ./payment-service
-"$bin/outboxctl" bench --bin "$bin" "$@"
+with_services bench "$@"

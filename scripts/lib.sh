@@ -83,6 +83,26 @@ want_tools() {
   brew_java
 }
 
+# with_services COMMAND ARGUMENT...: builds outboxctl and the services, and runs outboxctl's command with them. A signal that
+# ends the script ends the program first, which stops what it has started.
+with_services() {
+  need_go
+  need_tools jdk maven
+  local pid status=0
+  bin=$(mktemp -d)
+  trap 'rm -rf "$bin"' EXIT
+  go build -trimpath -o "$bin/" ./cmd/outboxctl ./order-service ./stock-service ./payment-service
+  "$bin/outboxctl" "$1" --bin "$bin" "${@:2}" &
+  pid=$!
+  trap 'kill -TERM "$pid" 2>/dev/null' HUP INT TERM
+  wait "$pid" || status=$?
+  while kill -0 "$pid" 2>/dev/null; do # it was the wait that a signal ended
+    status=0
+    wait "$pid" || status=$?
+  done
+  return "$status"
+}
+
 install_words() {
   case $1 in
     apt-get) echo "install -y --no-install-recommends -o DPkg::Lock::Timeout=120" ;;
