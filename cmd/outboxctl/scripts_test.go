@@ -188,6 +188,9 @@ func TestUpWithTakenPort(t *testing.T) {
 	for _, variable := range []string{"CONNECT_PORT", "STOCK_PORT", "SUPERVISOR_PORT"} {
 		t.Run(variable, func(t *testing.T) {
 			c := newCheckout(t)
+			if err := os.CopyFS(filepath.Join(c.stack.Dir(), "bin"), os.DirFS(stacktest.Programs(t))); err != nil { // nothing is left to build
+				t.Fatal(err)
+			}
 			l, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)

@@ -28,12 +28,7 @@ type command struct {
 
 func newCommand(t *testing.T) *command {
 	t.Helper()
-	c := &command{books: newBooks(t), program: filepath.Join(t.TempDir(), "outboxctl"), env: os.Environ()}
-	build := exec.Command("go", "build", "-o", c.program, "./cmd/outboxctl")
-	build.Dir = stacktest.Root()
-	if text, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build outboxctl: %v\n%s", err, text)
-	}
+	c := &command{books: newBooks(t), program: filepath.Join(stacktest.Programs(t), "outboxctl"), env: os.Environ()}
 	for name, pool := range map[string]string{"ORDER": c.db.Order.Config().ConnString(), "STOCK": c.db.Stock.Config().ConnString(), "PAYMENT": c.db.Payment.Config().ConnString()} {
 		c.env = append(c.env, name+"_DATABASE_URL="+pool)
 	}

@@ -8,8 +8,9 @@ import (
 	"time"
 
 	"outboxsaga/internal/stacktest"
-	"outboxsaga/internal/system"
 )
+
+func TestMain(m *testing.M) { stacktest.Main(m) }
 
 // The short form of scripts/chaos.sh: one of each engine, the faults that tell most, each once. It takes less than 3
 // minutes: no clock jumps further ahead than the audit waits for anyway.
@@ -19,10 +20,6 @@ func TestNothingIsLostUnderFire(t *testing.T) {
 	}
 	if os.Getenv("TEST_STACK") == "docker" {
 		t.Skip("shoots at processes")
-	}
-	bin := t.TempDir()
-	if err := system.Build(t.Context(), stacktest.Root(), bin, os.Stderr, "./cmd/outboxctl"); err != nil {
-		t.Fatal(err)
 	}
 	dir, err := os.MkdirTemp("", "outboxsaga-chaos")
 	if err != nil {
@@ -36,7 +33,7 @@ func TestNothingIsLostUnderFire(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	report, err := Run(ctx, Config{
-		Root: stacktest.Root(), Bin: bin, Dir: dir, Seed: 20, Duration: 110 * time.Second, MinFaults: 8, MaxFaults: len(only), Ahead: 10 * time.Second, Rate: 30,
+		Root: stacktest.Root(), Bin: stacktest.Programs(t), Dir: dir, Seed: 20, Duration: 110 * time.Second, MinFaults: 8, MaxFaults: len(only), Ahead: 10 * time.Second, Rate: 30,
 		Instances: 2, Brokers: 1, Workers: 1, Fast: true, Only: only, Out: t.Output(),
 	})
 	if err != nil {

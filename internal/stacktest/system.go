@@ -33,32 +33,57 @@ type System struct {
 	pools     sync.Map                    // database → *pgxpool.Pool
 }
 
-// ownBinaries is the folder that binaries has made for this package alone.
+// Programs is the folder of outboxctl and the services as a user builds them, without the race detector.
+func Programs(t testing.TB) string {
+	t.Helper()
+	dir, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+var programs = sync.OnceValues(func() (string, error) { return build("plain", "./cmd/outboxctl") })
+
+// binaries are the services of the systems under test.
+var binaries = sync.OnceValues(func() (string, error) {
+	if Race {
+		return build("race", "-race")
+	}
+	return programs()
+})
+
+// built is the folder of what is built. The packages that one run tests share TEST_BIN (scripts/test.sh), in which go build leaves
+// what is up to date: to link it takes longer than to start the stack.
+var built = sync.OnceValues(func() (string, error) {
+	if dir := os.Getenv("TEST_BIN"); dir != "" {
+		return dir, nil
+	}
+	own, err := os.MkdirTemp("", "outboxsaga-bin")
+	ownBinaries = own
+	return own, err
+})
+
+// ownBinaries is the folder of what is built for this package alone.
 var ownBinaries string
 
-// binaries are the services. The packages that one run tests share the folder TEST_BIN (scripts/test.sh), in which go build leaves
-// what is up to date: to link them takes longer than to start the stack.
-var binaries = sync.OnceValues(func() (dir string, err error) {
-	var flags []string
-	if Race {
-		flags = append(flags, "-race")
+func build(name string, flags ...string) (string, error) {
+	parent, err := built()
+	if err != nil {
+		return "", err
 	}
-	if dir = os.Getenv("TEST_BIN"); dir == "" {
-		if dir, err = os.MkdirTemp("", "outboxsaga-bin"); err != nil {
-			return "", err
-		}
-		ownBinaries = dir
-	} else if dir = filepath.Join(dir, fmt.Sprint("race-", Race)); os.MkdirAll(dir, 0o755) != nil {
+	dir := filepath.Join(parent, name)
+	if os.MkdirAll(dir, 0o755) != nil {
 		return "", fmt.Errorf("TEST_BIN must be a folder that can be written: %s cannot be made", dir)
 	}
 	ctx := context.Background()
-	unlock, err := devstack.LockFile(ctx, filepath.Join(dir, "lock"), func() {})
+	unlock, err := devstack.LockFile(ctx, dir+".lock", func() {})
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
 	return dir, system.Build(ctx, Root(), dir, os.Stderr, flags...)
-})
+}
 
 // NewSystem starts a system with a number of instances of each service. env is added to
 // the services' environment. It ends with the test.

@@ -31,12 +31,7 @@ type operator struct {
 
 func newOperator(w *world) *operator {
 	w.t.Helper()
-	o := &operator{world: w, program: filepath.Join(w.t.TempDir(), "outboxctl")}
-	build := exec.Command("go", "build", "-o", o.program, "./cmd/outboxctl")
-	build.Dir = stacktest.Root()
-	if text, err := build.CombinedOutput(); err != nil {
-		w.t.Fatalf("%v: %s", err, text)
-	}
+	o := &operator{world: w, program: filepath.Join(stacktest.Programs(w.t), "outboxctl")}
 	o.env = append(o.env, "USER=anna", "KAFKA_BROKERS="+w.Brokers()[0])
 	for _, s := range []string{"order", "stock", "payment"} {
 		name := strings.ToUpper(s)
