@@ -271,6 +271,7 @@ func (r *rig) eventually(want int, sql string) []string {
 const effects = `SELECT payload FROM effects ORDER BY n`
 
 func TestARecordDeliveredFiveTimesHasOneEffect(t *testing.T) {
+	t.Parallel()
 	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
 		rec := event("k", "once")
 		again := func() *kgo.Record {
@@ -298,6 +299,7 @@ func TestARecordDeliveredFiveTimesHasOneEffect(t *testing.T) {
 }
 
 func TestAFailingEventNeitherLosesNorRepeatsTheOthers(t *testing.T) {
+	t.Parallel()
 	for _, bad := range []struct {
 		payload string
 		effect  bool // in the end

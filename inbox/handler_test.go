@@ -93,6 +93,7 @@ func TestARedriveThatMeetsADuplicateCounts(t *testing.T) {
 
 // A batch that takes longer than a transaction may is cut down until it does not.
 func TestABatchThatTakesTooLong(t *testing.T) {
+	t.Parallel()
 	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
 		cfg.Timeout = time.Second
 		r.before = func(string) { time.Sleep(30 * time.Millisecond) } // 64 of them take two seconds
@@ -128,6 +129,7 @@ func (l *lines) String() string {
 
 // The announcement of a dead letter is less than the letter, and much less than all other events.
 func TestADeadLetterThatCannotBeAnnouncedIsKept(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*rig, *inbox.Config){
 		"the hook fails": func(_ *rig, cfg *inbox.Config) {
 			cfg.DeadLetter = func(inbox.DeadLetter) (outbox.Event, error) { return outbox.Event{}, io.EOF }
@@ -315,6 +317,7 @@ func TestRedrivingTwoLettersOfOneEventHasOneEffect(t *testing.T) {
 
 // An event that never ends, or takes its connection with it, waits alone: others pass, and what it has done does not stand.
 func TestAnEventThatTakesTooLongAlone(t *testing.T) {
+	t.Parallel()
 	r := newRig(t)
 	cfg := r.config()
 	cfg.Timeout, cfg.MaxBatch = 500*time.Millisecond, 8

@@ -51,12 +51,10 @@ timed='TestPoisonGoesAside|TestCluster|TestKillEachProcessUnderLoad|TestFailover
 model=TestEveryReachableStateIsRight
 if [ $# = 0 ]; then
   step "faults, and times that the race detector would spoil"
-  # They often wait: what has to be compiled for the rest is, behind them, and what needs no stack runs.
-  meanwhile checks idle bash -ec "go list -export -test $race ./... >/dev/null; go tool staticcheck ./...; go test -count=1 -v -run $model ./internal/modelcheck"
   go test -count=1 -timeout 25m -v -run "^($timed)\$" ./internal/systemtest | tee "$TEST_BIN/timed.log" | grep -v level= ||
     { status=1; grep level= "$TEST_BIN/timed.log" | tail -n 200 >&2 || true; }
-  step "staticcheck, and the model check (every reachable state of the saga)"
-  result checks || status=1
+  # The tests that come next often wait. Behind those of faults it would spoil their times.
+  meanwhile checks idle bash -ec "go tool staticcheck ./...; go test -count=1 -v -run $model ./internal/modelcheck"
 else
   step "staticcheck"
   go tool staticcheck ./...
@@ -84,5 +82,9 @@ else
   tests -p 2 $(go list ./... | grep -vE "$light|/systemtest\$")
   step "go test $race, the system"
   tests ./internal/systemtest
+fi
+if [ $# = 0 ]; then
+  step "staticcheck, and the model check (every reachable state of the saga)"
+  result checks || status=1
 fi
 exit $status

@@ -59,6 +59,7 @@ func exec(t *testing.T, pool *pgxpool.Pool, sql string, args ...any) {
 
 // An outbox of 60,000 events in 50 minutes is more than a look reads.
 func TestUnseenOfAFullHour(t *testing.T) {
+	t.Parallel()
 	_, from := database(t)
 	_, to := database(t)
 	exec(t, from, `INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload)
@@ -129,6 +130,7 @@ func next(t *testing.T, p supervisor.Pipeline) int64 {
 
 // What the inboxes have of the time before a topic was made anew needs not be sent again: when they have all of it.
 func TestOlderEvents(t *testing.T) {
+	t.Parallel()
 	_, from := database(t)
 	_, to := database(t)
 	write := func(topic string, n int) (ids []uuid.UUID) {
@@ -404,6 +406,7 @@ func TestAWrongSetUpIsNotReady(t *testing.T) {
 
 // The lock is kept while an act takes longer than PostgreSQL lets its session idle.
 func TestLongActsKeepTheLock(t *testing.T) {
+	t.Parallel()
 	_, pool := database(t)
 	held, err := supervisor.HoldDuring(t.Context(), pool, 2*time.Second, func() { time.Sleep(5 * time.Second) })
 	if err != nil || !held {

@@ -128,6 +128,7 @@ func (l *logged) count(msg, from string) (n int) {
 
 // One system serves the tests, one after the other: they break it, and the supervisor mends it.
 func TestSupervisor(t *testing.T) {
+	t.Parallel()
 	s := stacktest.NewSystem(t, 1)
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.Brokers()...))
 	if err != nil {
