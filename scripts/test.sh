@@ -2,7 +2,7 @@
 # Runs every test: formatting, go vet, staticcheck, and all Go tests, with the race detector but for those of faults
 # and times, on real PostgreSQL, Kafka and Debezium that the tests start themselves, on free ports, beside whatever runs already.
 #
-#   scripts/test.sh              everything (about 15 minutes on 2 slow cores)
+#   scripts/test.sh              everything (15 to 20 minutes on 2 slow cores, 9 on 4)
 #   scripts/test.sh ./inbox/...  the tests of some packages only
 #   TEST_STACK=docker scripts/test.sh    PostgreSQL, Kafka and Connect in containers, for the same tests
 set -euo pipefail
