@@ -3,6 +3,7 @@ package order
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"time"
 
@@ -39,9 +40,11 @@ const (
 )
 
 const (
+	// Up to $2, or what PostgreSQL's clock allows: an instance whose clock is ahead would fail what the others have just placed.
 	lookAtOrders = `
-SELECT count(*), (array_agg(id))[count(*)], coalesce(array_agg(id) FILTER (WHERE status = 'IN_PROGRESS'), '{}')
-FROM (SELECT id, status FROM orders WHERE id > $1 AND id < $2 ORDER BY id LIMIT $3) range`
+WITH due AS (SELECT least($2, uuidv7_floor(now() - make_interval(secs => $3))) AS bound)
+SELECT (SELECT bound FROM due), count(*), (array_agg(id))[count(*)], coalesce(array_agg(id) FILTER (WHERE status = 'IN_PROGRESS'), '{}')
+FROM (SELECT id, status FROM orders WHERE id > $1 AND id < (SELECT bound FROM due) ORDER BY id LIMIT $4) range`
 
 	// Several instances sweep at once: each takes what no other has locked.
 	lockExpired = `
@@ -67,8 +70,11 @@ func (s *Saga) sweep(ctx context.Context) error {
 			defer cancel()
 			if first == nil {
 				from, err := service.SelectOne[uuid.UUID](ctx, s.pool, "orders_swept", selectSwept)
-				if err != nil || from == nil {
+				if err != nil {
 					return false, err
+				}
+				if from == nil {
+					return false, errors.New("the table orders_swept has no row, and no order would time out: INSERT INTO orders_swept VALUES ('00000000-0000-0000-0000-000000000000')")
 				}
 				begin := lower(*from, s.until(secondLook))
 				first, second = &sweeper{s, 0, begin, nil}, &sweeper{s, secondLook, begin, nil}
@@ -111,11 +117,12 @@ type sweeper struct {
 // step looks at the next orders and fails those in progress. more says that there are
 // further ones whose time is over.
 func (w *sweeper) step(ctx context.Context) (more bool, err error) {
-	until := w.saga.until(w.delay)
+	var until uuid.UUID
 	var looked int
 	var last *uuid.UUID
 	var open [][16]byte
-	if err := w.saga.pool.QueryRow(ctx, lookAtOrders, [16]byte(w.at), [16]byte(until), sweepRange).Scan(&looked, &last, &open); err != nil {
+	err = w.saga.pool.QueryRow(ctx, lookAtOrders, [16]byte(w.at), [16]byte(w.saga.until(w.delay)), (w.saga.timeout+w.delay).Seconds(), sweepRange).Scan(&until, &looked, &last, &open)
+	if err != nil {
 		return false, fmt.Errorf("look for orders whose time is over: %w", err)
 	}
 	var locked [][16]byte
@@ -162,7 +169,7 @@ func (s *Saga) expire(ctx context.Context, ids [][16]byte) (locked [][16]byte, e
 	return locked, nil
 }
 
-// until is the bound of the ids of orders whose time has been over for that long.
+// until is the bound of the ids of orders whose time has been over for that long, by this process's clock.
 func (s *Saga) until(delay time.Duration) uuid.UUID { return floor(s.now().Add(-s.timeout - delay)) }
 
 func lower(x, y uuid.UUID) uuid.UUID {

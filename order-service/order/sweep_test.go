@@ -2,6 +2,8 @@ package order_test
 
 import (
 	"context"
+	"log/slog"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -103,6 +105,54 @@ func TestTimeoutAfterAClockWasAhead(t *testing.T) {
 		eventually(t, o, "FAILED 2", byStatus)
 		eventually(t, o, "false", upto)
 	})
+	t.Run("while others place orders", func(t *testing.T) {
+		pool := database(t)
+		for _, sql := range []string{insertOld, strings.Replace(insertOld, "-1 hour", "-1 second", 1)} {
+			if _, err := pool.Exec(t.Context(), sql, 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o := join(t, pool, time.Minute, func(s *order.Saga) {
+			s.SetClock(func() time.Time { return time.Now().Add(time.Hour) })
+		})
+		eventually(t, o, "FAILED 1, IN_PROGRESS 1", byStatus) // the clock that is ahead has looked
+		time.Sleep(1200 * time.Millisecond)                   // twice more
+		eventually(t, o, "FAILED 1, IN_PROGRESS 1", byStatus)
+	})
+}
+
+// Without the row that says where to begin nothing would time out: that is said, and mended at once.
+func TestTimeoutWithoutAStart(t *testing.T) {
+	pool := database(t)
+	if _, err := pool.Exec(t.Context(), `DELETE FROM orders_swept`); err != nil {
+		t.Fatal(err)
+	}
+	log := make(lines, 100)
+	o := join(t, pool, 100*time.Millisecond, func(s *order.Saga) { s.SetLog(slog.New(slog.NewTextHandler(log, nil))) })
+	o.place(t)
+	select {
+	case line := <-log:
+		if !strings.Contains(line, "INSERT INTO orders_swept") {
+			t.Error(line)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("nothing is said")
+	}
+	if _, err := pool.Exec(t.Context(), `INSERT INTO orders_swept VALUES ('00000000-0000-0000-0000-000000000000')`); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, o, "FAILED 1", byStatus)
+}
+
+// lines are what a log was told.
+type lines chan string
+
+func (l lines) Write(p []byte) (int, error) {
+	select {
+	case l <- string(p):
+	default:
+	}
+	return len(p), nil
 }
 
 // Thousands at once, and by a start long after: in batches, each once.
