@@ -109,8 +109,12 @@ func (c *Consumer) DeadLetters(ctx context.Context, f DeadLetterFilter) ([]DeadL
 	if f.Limit < 1 || f.Limit > 500 {
 		return nil, fmt.Errorf("inbox: a limit of %d is not between 1 and 500", f.Limit)
 	}
+	status := `($2 = '' OR status = $2)`
+	if f.Status == Open { // a text of its own, so that it has the plan of its index: those that are resolved stay for ever
+		status = `$2 <> '' AND status = 'open'`
+	}
 	rows, err := c.cfg.Pool.Query(ctx, `SELECT `+letterColumns+`, status, resolved_at, resolved_by, reason FROM dead_letters
-		WHERE id > $1 AND ($2 = '' OR status = $2) AND ($3 = '' OR event_type = $3) AND ($4 = '' OR topic = $4) ORDER BY id LIMIT $5`,
+		WHERE id > $1 AND `+status+` AND ($3 = '' OR event_type = $3) AND ($4 = '' OR topic = $4) ORDER BY id LIMIT $5`,
 		f.After, string(f.Status), f.EventType, f.Topic, f.Limit)
 	if err != nil {
 		return nil, errorf("list dead letters", err)
