@@ -44,7 +44,19 @@ func handler(svc Service, api openAPI, h *health, letters *inbox.Consumer, m *me
 	if svc.Routes != nil {
 		svc.Routes(router)
 	}
-	return h.farewell(router)
+	return h.farewell(asGET(router))
+}
+
+// asGET has HEAD answered as GET is; net/http leaves out the body (RFC 9110, 9.3.2).
+func asGET(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead {
+			get := *r
+			get.Method = http.MethodGet
+			r = &get
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // NewRouter makes a router whose own answers, 404 and 405, are problems too, and that
@@ -75,6 +87,9 @@ func methods(router *mux.Router, r *http.Request) []string {
 		var match mux.RouteMatch
 		if router.Match(&probe, &match) && match.MatchErr == nil {
 			allowed = append(allowed, method)
+			if method == http.MethodGet {
+				allowed = append(allowed, http.MethodHead) // see asGET
+			}
 		}
 	}
 	return allowed

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
@@ -22,9 +23,10 @@ const maxBody = 64 << 10
 // ReadJSON reads the body, one JSON object, into v, a pointer to a struct. Everything
 // that is not exactly what v describes is a [Problem] that names the field: another
 // content type (none at all is accepted), more than 64 KiB, malformed JSON, an unknown
-// field, a wrong type, a fraction or an overflow where a whole number belongs, a NUL, text
-// that is not UTF-8, anything after the object. A missing field keeps its zero value:
-// check values afterwards.
+// field, also one that differs in case only, a field that comes twice, a wrong type, a
+// fraction or an overflow where a whole number belongs, a NUL, text that is not UTF-8,
+// anything after the object. A missing field keeps its zero value: check values afterwards.
+// The fields of v have names in lower case.
 func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	if header := r.Header.Get("Content-Type"); header != "" {
 		kind, _, err := mime.ParseMediaType(header)
@@ -59,7 +61,51 @@ func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	if d.InputOffset() < int64(len(body)) {
 		return BadRequest("malformed-json", "there is something after the JSON object, at byte %d", d.InputOffset()+1)
 	}
-	return nil
+	return exactNames(body)
+}
+
+// exactNames refuses what encoding/json takes for one of our fields, or takes the last of: names in another case, and names
+// that an object has twice (RFC 8259, 4: what becomes of these is unpredictable). body is valid JSON.
+func exactNames(body []byte) error {
+	d := json.NewDecoder(bytes.NewReader(body))
+	var open []map[string]bool // the names so far of the objects that we are in; of an array nil
+	isName := false
+	for {
+		token, err := d.Token()
+		if err != nil { // io.EOF
+			return nil
+		}
+		switch token := token.(type) {
+		case json.Delim:
+			switch token {
+			case '{':
+				open = append(open, map[string]bool{})
+			case '[':
+				open = append(open, nil)
+			default:
+				open = open[:len(open)-1]
+			}
+		case string:
+			if !isName {
+				break
+			}
+			names := open[len(open)-1]
+			if strings.ContainsFunc(token, func(r rune) bool { return r > unicode.MaxASCII || unicode.IsUpper(r) }) {
+				return unknownField(strconv.Quote(token))
+			}
+			if names[token] {
+				return BadRequest("malformed-json", "the field %q comes twice", clip(token))
+			}
+			names[token] = true
+			isName = false
+			continue
+		}
+		isName = len(open) > 0 && open[len(open)-1] != nil
+	}
+}
+
+func unknownField(quoted string) error {
+	return BadRequest("unknown-field", "the field %s is not known", clip(quoted))
 }
 
 // explain turns an error of encoding/json into a problem.
@@ -81,7 +127,7 @@ func explain(err error) error {
 		}
 		return BadRequest("bad-value", "%q must be %s, not %s", kind.Field, want, clip(kind.Value))
 	case strings.HasPrefix(err.Error(), "json: unknown field "):
-		return BadRequest("unknown-field", "the field %s is not known", clip(strings.TrimPrefix(err.Error(), "json: unknown field ")))
+		return unknownField(strings.TrimPrefix(err.Error(), "json: unknown field "))
 	}
 	return BadRequest("malformed-json", "the body does not fit: %s", clip(err.Error()))
 }

@@ -49,6 +49,12 @@ func TestReadJSON(t *testing.T) {
 		{text: `{"name":"a"} x`, status: 400, slug: "malformed-json", detail: "after"},
 		{text: `{"nam":"a"}`, status: 400, slug: "unknown-field", detail: `"nam"`},
 		{text: `{"items":[{"quantity":1,"x":1}]}`, status: 400, slug: "unknown-field", detail: `"x"`},
+		{text: `{"items":[{"quantity":1},{"quantity":1}],"name":"count","count":1}`},
+		{text: `{"Name":"a"}`, status: 400, slug: "unknown-field", detail: `"Name"`},
+		{text: `{"items":[],"item\u017f":[]}`, status: 400, slug: "unknown-field", detail: `"itemſ"`}, // folds to an s
+		{text: `{"name":"name","items":[{"Quantity":1}]}`, status: 400, slug: "unknown-field", detail: `"Quantity"`},
+		{text: `{"name":"a","count":1,"name":"a"}`, status: 400, slug: "malformed-json", detail: `"name" comes twice`},
+		{text: `{"items":[{"quantity":1,"\u0071uantity":2}]}`, status: 400, slug: "malformed-json", detail: `"quantity" comes twice`},
 		{text: `{"name":7}`, status: 400, slug: "bad-value", detail: `"name" must be a string, not number`},
 		{text: `{"count":"7"}`, status: 400, slug: "bad-value", detail: `"count" must be a whole number, not string`},
 		{text: `{"count":1.5}`, status: 400, slug: "bad-value", detail: `number 1.5`},
@@ -179,7 +185,7 @@ func TestNotFoundAndNotAllowedAreProblems(t *testing.T) {
 		allow        string
 	}{
 		{"GET", "/a/1", 200, ""}, {"POST", "/a/1", 200, ""},
-		{"DELETE", "/a/1", 405, "GET, POST"}, {"PATCH", "/a/1", 405, "GET, POST"},
+		{"DELETE", "/a/1", 405, "GET, HEAD, POST"}, {"PATCH", "/a/1", 405, "GET, HEAD, POST"},
 		{"GET", "/a", 404, ""}, {"GET", "/a//", 404, ""}, {"GET", "/a/1/2", 404, ""}, {"GET", "/a/%2F", 404, ""},
 	} {
 		w := httptest.NewRecorder()
