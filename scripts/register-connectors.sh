@@ -4,12 +4,17 @@
 # Fails with the connector's own error otherwise. It may be run at any time.
 #
 #   CONNECT_URL=http://127.0.0.1:8083 scripts/register-connectors.sh
+#
+# CONNECT_URL (the first of several) or CONNECT_PORT is the worker; the databases and brokers that must fit are those at
+# ADMIN_DATABASE_URL or ORDER_, STOCK_, PAYMENT_DATABASE_URL, and at KAFKA_BROKERS, else those of the local stack.
+# REGISTER_TIMEOUT is how long it waits, in seconds (60).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 
 need_tools curl jq
 url=${CONNECT_URL:-http://127.0.0.1:${CONNECT_PORT:-8083}}
+url=${url%%,*}
 timeout=${REGISTER_TIMEOUT:-60}
 STACK_DIR=$(stack_dir)
 export STACK_DIR

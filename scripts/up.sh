@@ -10,7 +10,7 @@
 # --brokers 3 --workers 2 --replicas 2: Kafka with three copies of everything, two Connect workers, two instances of
 # each service; any one process may then be gone. Numbers that are not given stay as they were, at first 1.
 #
-# STACK_DIR (.stack) holds all state. Ports: POSTGRES_PORT 5432, KAFKA_PORT 9092, CONNECT_PORT 8083,
+# STACK_DIR (.stack) holds all state. Ports: POSTGRES_PORT 5432, KAFKA_PORT 9092, KAFKA_CONTROLLER_PORT 9093, CONNECT_PORT 8083,
 # ORDER_PORT 8080, STOCK_PORT 8081, PAYMENT_PORT 8082, SUPERVISOR_PORT (the one after CONNECT_PORT, or any that
 # is free); the second of a kind is 10 above (ORDER_2_PORT 8090), the third 20. Other variables reach the services,
 # for example ORDER_TIMEOUT=5s.
