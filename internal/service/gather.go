@@ -15,10 +15,10 @@ const commitTimeout = 10 * time.Second
 
 // errBusy is the answer to what no writer takes within [acquireTimeout]: as with connections, a client that may come
 // again is better than a pile of those that wait.
-var errBusy = fmt.Errorf("the writers were busy for %s: nothing was done", acquireTimeout)
+var errBusy = notBegun("the service has more to write than it can for %s", acquireTimeout)
 
 // errStopped is the answer to what arrives when the writers have gone.
-var errStopped = errors.New("the service is stopping: nothing was done")
+var errStopped = notBegun("the service is stopping")
 
 // Result is what became of one item: Value, or Err where this item alone was refused.
 type Result[R any] struct {

@@ -64,6 +64,11 @@ var errUnavailable = &Problem{
 	Detail: "the service cannot reach its database now; nothing is known of this request's effect: repeat it, with the same Idempotency-Key",
 }
 
+// notBegun is a problem of which the client can be told more than [errUnavailable] does.
+func notBegun(format string, args ...any) error {
+	return NewProblem(http.StatusServiceUnavailable, "unavailable", format+"; nothing was done: repeat the request", args...)
+}
+
 // errInternal hides an error that the client can do nothing about.
 var errInternal = &Problem{
 	Type: problemType + "internal", Title: http.StatusText(http.StatusInternalServerError), Status: http.StatusInternalServerError,
@@ -157,7 +162,7 @@ func Unavailable(err error) bool {
 	}
 	var connect *pgconn.ConnectError
 	var network net.Error
-	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, errStopped) || errors.Is(err, errBusy) ||
+	return errors.As(err, &connect) || errors.As(err, &network) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) ||
 		errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) ||
 		errors.Is(err, pgconn.ErrConnClosed) || errors.Is(err, puddle.ErrClosedPool) ||
