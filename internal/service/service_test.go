@@ -31,6 +31,9 @@ func TestHealthAndMetrics(t *testing.T) {
 	if status, body := p.ask("GET", "/healthz", "", ""); status != 200 || body != "{\"status\":\"ok\"}\n" {
 		t.Error(status, body)
 	}
+	if status, body := p.ask("HEAD", "/healthz", "", ""); status != 200 || body != "" {
+		t.Error(status, body)
+	}
 	status, body := p.ask("GET", "/readyz", "", "")
 	if want := `{"checks":{"consumer":"ok","database":"ok","partitions":"ok","running":"ok"},"ready":true}` + "\n"; status != 200 || body != want {
 		t.Error(status, body)

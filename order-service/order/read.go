@@ -82,7 +82,7 @@ type Filter struct {
 }
 
 // scanLimit bounds how many orders a page looks at for its status: there is no index
-// for it, because that would cost every order that is placed. firstLook is how many mostly do.
+// for it, because that would cost every order that is placed. firstLook is how many are mostly enough.
 const scanLimit, firstLook = 10_000, 1000
 
 // List reads a page of orders and the cursor for the next one; nil at the end. With a status a
@@ -92,18 +92,13 @@ func (s *Saga) List(ctx context.Context, f Filter) (page []View, next *string, e
 	if f.CustomerID != "" { // a text of its own, so that it has the plan of its index
 		where = `id < $1 AND customer_id = $2`
 	}
-	scan := func(row pgx.CollectableRow) (View, error) { return scanView(row) }
-	filled := func() bool { return len(page) > f.Limit }
 	from := uuid.Nil // the oldest that is looked at
 	if f.Status != "" {
-		// Mostly one of the newest has it.
-		page, err = service.Collect(ctx, s.pool, scan, `SELECT `+viewColumns+` FROM (SELECT * FROM orders WHERE `+where+` ORDER BY id DESC LIMIT $3) newest
-			WHERE status = $4 ORDER BY id DESC LIMIT $5`, f.Before, f.CustomerID, firstLook, string(f.Status), f.Limit+1)
-		if err != nil {
-			return nil, nil, err
+		// Mostly the newest fill a page.
+		page, next, err = s.page(ctx, f, `(SELECT * FROM orders WHERE `+where+` ORDER BY id DESC LIMIT $3) newest WHERE`, firstLook)
+		if err != nil || next != nil {
+			return page, next, err
 		}
-	}
-	if f.Status != "" && !filled() {
 		oldest, err := service.SelectOne[uuid.UUID](ctx, s.pool, "orders",
 			`SELECT id FROM orders WHERE `+where+` ORDER BY id DESC OFFSET $3 LIMIT 1`, f.Before, f.CustomerID, scanLimit-1)
 		if err != nil {
@@ -113,18 +108,21 @@ func (s *Saga) List(ctx context.Context, f Filter) (page []View, next *string, e
 			from = *oldest
 		}
 	}
-	if !filled() {
-		page, err = service.Collect(ctx, s.pool, scan, `SELECT `+viewColumns+` FROM orders WHERE `+where+` AND id >= $3 AND ($4 = '' OR status = $4) ORDER BY id DESC LIMIT $5`,
-			f.Before, f.CustomerID, from, string(f.Status), f.Limit+1)
+	page, next, err = s.page(ctx, f, `orders WHERE `+where+` AND id >= $3 AND`, from)
+	if err == nil && next == nil && from != uuid.Nil {
+		next = service.Cursor(from.String())
 	}
-	switch {
-	case err != nil:
-		return nil, nil, err
-	case filled():
+	return page, next, err
+}
+
+// page reads a page out of what is given as SQL, of which bound is $3, and the cursor for the next one if it is filled.
+func (s *Saga) page(ctx context.Context, f Filter, out string, bound any) (page []View, next *string, err error) {
+	page, err = service.Collect(ctx, s.pool, func(row pgx.CollectableRow) (View, error) { return scanView(row) },
+		`SELECT `+viewColumns+` FROM `+out+` ($4 = '' OR status = $4) ORDER BY id DESC LIMIT $5`,
+		f.Before, f.CustomerID, bound, string(f.Status), f.Limit+1)
+	if err == nil && len(page) > f.Limit {
 		page = page[:f.Limit]
-		return page, service.Cursor(page[f.Limit-1].ID.String()), nil
-	case from != uuid.Nil:
-		return page, service.Cursor(from.String()), nil
+		next = service.Cursor(page[f.Limit-1].ID.String())
 	}
-	return page, nil, nil
+	return page, next, err
 }
