@@ -81,7 +81,7 @@ func placeWith(ctx context.Context, pool *pgxpool.Pool, n, batch int, each time.
 	defer stop()
 	var sagas []*order.Saga
 	for range n {
-		s := order.NewSaga(service.Runtime{Pool: pool, Log: slog.New(slog.DiscardHandler), Draining: make(chan struct{}), MaxBatch: batch}, time.Hour)
+		s := order.NewSaga(service.Runtime{Pool: service.NewPool(pool), Log: slog.New(slog.DiscardHandler), Draining: make(chan struct{}), MaxBatch: batch}, time.Hour)
 		for _, run := range s.Background() {
 			background.Go(func() error { return run(work) })
 		}

@@ -136,7 +136,7 @@ func newLogger(getenv func(string) string, stderr io.Writer, name string) (*slog
 }
 
 // poolSize is the default of DATABASE_POOL_SIZE: the consumer and the writers use one
-// connection each, the rest is for reads. With fewer than leastPool there is no rest.
+// connection each, the rest is for reads ([Pool]). With fewer than leastPool there is no rest.
 const (
 	poolSize  = 8
 	leastPool = 4
@@ -190,9 +190,11 @@ func PoolConfig(databaseURL, name string) (*pgxpool.Config, error) {
 		cfg.ConnConfig.ConnectTimeout = 5 * time.Second
 	}
 	for key, value := range map[string]string{
-		"application_name":                    name,
-		"statement_timeout":                   "10s",
-		"idle_in_transaction_session_timeout": "15s",
+		"application_name":  name,
+		"statement_timeout": "10s",
+		// What an instance that froze, or whose machine has gone, has locked is waited for that long: less than a statement
+		// may take, and than [commitTimeout], so that who waits gets it. A transaction here is idle for a round trip.
+		"idle_in_transaction_session_timeout": "5s",
 		// Every statement here reads a few rows by their key. A plan is cached for as long as its
 		// connection lives, and one that was made while the tables were small (a scan, a hash of
 		// the whole table) would stay while they grow. So only index lookups are left to choose.

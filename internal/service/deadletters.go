@@ -1,6 +1,7 @@
 package service
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -17,7 +18,10 @@ import (
 )
 
 // deadLetters are the routes by which an operator sees and resolves dead letters.
-type deadLetters struct{ consumer *inbox.Consumer }
+type deadLetters struct {
+	consumer *inbox.Consumer
+	pool     *Pool
+}
 
 func (d deadLetters) routes(r *mux.Router) {
 	r.Handle("/dead-letters", Handle(d.list)).Methods(http.MethodGet)
@@ -89,7 +93,7 @@ func (d deadLetters) list(w http.ResponseWriter, r *http.Request) error {
 	var letters []letter
 	for more := page.Limit + 1; more > 0; more -= filter.Limit {
 		filter.Limit = min(more, lettersAtOnce)
-		found, err := d.consumer.DeadLetters(r.Context(), filter)
+		found, err := d.read(r.Context(), filter)
 		if err != nil {
 			return err
 		}
@@ -110,7 +114,7 @@ func (d deadLetters) show(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	found, err := d.consumer.DeadLetters(r.Context(), inbox.DeadLetterFilter{After: before(id), Limit: 1})
+	found, err := d.read(r.Context(), inbox.DeadLetterFilter{After: before(id), Limit: 1})
 	if err != nil {
 		return err
 	}
@@ -120,6 +124,14 @@ func (d deadLetters) show(w http.ResponseWriter, r *http.Request) error {
 	l := newLetter(found[0])
 	l.Payload, l.PayloadBase64 = payload(found[0].Payload)
 	return WriteJSON(w, http.StatusOK, l)
+}
+
+func (d deadLetters) read(ctx context.Context, filter inbox.DeadLetterFilter) (found []inbox.DeadLetter, err error) {
+	err = d.pool.Read(ctx, func(ctx context.Context) error {
+		found, err = d.consumer.DeadLetters(ctx, filter)
+		return err
+	})
+	return found, err
 }
 
 // before is the id just below id.

@@ -34,13 +34,13 @@ func newServer(h http.Handler, log *slog.Logger) *http.Server {
 }
 
 // handler is the whole HTTP surface of a service.
-func handler(svc Service, api openAPI, h *health, letters *inbox.Consumer, m *metrics) http.Handler {
+func handler(svc Service, api openAPI, h *health, letters deadLetters, m *metrics) http.Handler {
 	router := NewRouter(m.observe)
 	router.Handle("/openapi.json", Handle(api.serve)).Methods(http.MethodGet)
 	router.Handle("/healthz", Handle(h.alive)).Methods(http.MethodGet)
 	router.Handle("/readyz", Handle(h.ready)).Methods(http.MethodGet)
 	router.Handle("/metrics", m.handler()).Methods(http.MethodGet)
-	deadLetters{letters}.routes(router)
+	letters.routes(router)
 	if svc.Routes != nil {
 		svc.Routes(router)
 	}

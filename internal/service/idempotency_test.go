@@ -1,6 +1,7 @@
 package service_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -13,7 +14,6 @@ import (
 	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 func TestMain(m *testing.M) { stacktest.Main(m) }
@@ -23,7 +23,7 @@ func key(name string, hash byte) *service.IdempotencyKey {
 }
 
 // claim claims in a transaction that also does what save does.
-func claim(t *testing.T, pool *pgxpool.Pool, claims []service.Claim, save func(*pgx.Batch) error) error {
+func claim(t *testing.T, pool *service.Pool, claims []service.Claim, save func(*pgx.Batch) error) error {
 	if save == nil {
 		save = func(*pgx.Batch) error { return nil }
 	}
@@ -121,6 +121,37 @@ func TestConcurrentClaims(t *testing.T) {
 	}
 }
 
+// Who waits for a key that an instance has claimed, and froze, gets it in time for its own commit.
+func TestAFrozenInstanceIsWaitedFor(t *testing.T) {
+	pool := servicetest.Pool(t, system.SharedMigrations())
+	frozen, err := pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = frozen.Rollback(context.WithoutCancel(t.Context())) }() // it fails: PostgreSQL has ended it
+	if _, err := frozen.Exec(t.Context(), `INSERT INTO idempotency_keys (scope, key, hash, response) VALUES ('test', 'a', sha256(''), '')`); err != nil {
+		t.Fatal(err)
+	}
+	claims := make(chan service.Claim, 1)
+	gather := service.NewGather(1, 1, func(ctx context.Context, keys []*service.IdempotencyKey) ([]service.Result[bool], error) {
+		claimed := []service.Claim{{Key: keys[0], Response: "r"}}
+		err := service.Transact(ctx, pool, func(b *pgx.Batch) { service.QueueClaim(b, claimed) }, func(*pgx.Batch) error { return nil })
+		claims <- claimed[0]
+		return []service.Result[bool]{{Value: true}}, err
+	})
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = gather.Run(ctx) })
+	defer running.Wait()
+	defer stop()
+	if _, err := gather.Do(t.Context(), key("a", 1)); err != nil {
+		t.Fatal(err)
+	}
+	if got := outcome(<-claims); got != "fresh" {
+		t.Error(got)
+	}
+}
+
 func TestKeysExpireAfterADay(t *testing.T) {
 	pool := servicetest.Pool(t, system.SharedMigrations())
 	_, err := pool.Exec(t.Context(), `
@@ -130,7 +161,7 @@ func TestKeysExpireAfterADay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n, err := service.DeleteExpiredKeys(t.Context(), pool)
+	n, err := service.DeleteExpiredKeys(t.Context(), pool.Pool)
 	if err != nil || n != 2500 {
 		t.Error(n, err)
 	}

@@ -21,7 +21,7 @@ const day = 24 * time.Hour
 // Partitions reach a week ahead. A service that can make no more, for example because it lost the right, says so
 // while there is a day left; the clock of the test moves, not the test's patience.
 func TestReadinessIsLostBeforeTheLastPartitionIsUsedUp(t *testing.T) {
-	pool := servicetest.Pool(t, system.SharedMigrations())
+	pool := servicetest.Pool(t, system.SharedMigrations()).Pool
 	end, err := outbox.PreparedUntil(t.Context(), pool)
 	if err != nil {
 		t.Fatal(err)
@@ -62,7 +62,7 @@ func retire(t *testing.T, pool *pgxpool.Pool, log *lockedBuffer) (metrics string
 }
 
 func TestOldPartitionsAreDroppedLoggedAndCounted(t *testing.T) {
-	pool := servicetest.Pool(t, system.SharedMigrations())
+	pool := servicetest.Pool(t, system.SharedMigrations()).Pool
 	if _, err := pool.Exec(t.Context(), `SELECT event_partitions_prepare('outbox', 5, 7), event_partitions_prepare('inbox', 14, 7)`); err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // Rows are the rows of one table that a batch has loaded, by key, with what it made of
@@ -78,7 +77,7 @@ func (r Rows[V]) Queue(b *pgx.Batch, key func(V) string, sql string, args ...any
 
 // Select reads rows whose columns are T's fields, in their order; a T that is no struct
 // is the one column. what names them in an error.
-func Select[T any](ctx context.Context, pool *pgxpool.Pool, what, sql string, args ...any) ([]T, error) {
+func Select[T any](ctx context.Context, pool *Pool, what, sql string, args ...any) ([]T, error) {
 	scan := pgx.RowTo[T]
 	if reflect.TypeFor[T]().Kind() == reflect.Struct {
 		scan = pgx.RowToStructByPos[T]
@@ -91,7 +90,7 @@ func Select[T any](ctx context.Context, pool *pgxpool.Pool, what, sql string, ar
 }
 
 // SelectOne is [Select] for a row that may be missing: nil.
-func SelectOne[T any](ctx context.Context, pool *pgxpool.Pool, what, sql string, args ...any) (*T, error) {
+func SelectOne[T any](ctx context.Context, pool *Pool, what, sql string, args ...any) (*T, error) {
 	found, err := Select[T](ctx, pool, what, sql, args...)
 	if err != nil || len(found) == 0 {
 		return nil, err

@@ -74,7 +74,7 @@ type Service struct {
 // Runtime is what the process hands to a domain. Nothing is connected yet: open checks
 // and wires, and starts nothing.
 type Runtime struct {
-	Pool *pgxpool.Pool
+	Pool *Pool
 	Log  *slog.Logger
 	// Draining is closed when shutdown begins: requests that wait for something should
 	// answer now.
@@ -189,7 +189,8 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	}
 	defer pool.Close()
 	draining := make(chan struct{})
-	svc, err := open(Runtime{Pool: pool, Log: cfg.log, Draining: draining, MaxBatch: cfg.maxBatch, getenv: getenv})
+	shared := NewPool(pool)
+	svc, err := open(Runtime{Pool: shared, Log: cfg.log, Draining: draining, MaxBatch: cfg.maxBatch, getenv: getenv})
 	if err != nil {
 		return err
 	}
@@ -216,7 +217,7 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	if err != nil {
 		return fmt.Errorf("cannot listen on HTTP_ADDR %s: free the port or choose another: %w", cfg.addr, err)
 	}
-	server := newServer(handler(svc, api, &health{pool: pool, consumer: consumer, draining: draining, now: time.Now}, consumer, metrics), cfg.log)
+	server := newServer(handler(svc, api, &health{pool: pool, consumer: consumer, draining: draining, now: time.Now}, deadLetters{consumer, shared}, metrics), cfg.log)
 
 	// Work goes on while requests drain; hence a context of its own.
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))

@@ -15,38 +15,80 @@ import (
 // does not answer, it fails ([Unavailable]): a client that may come again is better than a pile of those that wait.
 const acquireTimeout = 2 * time.Second
 
-func acquire(ctx context.Context, pool *pgxpool.Pool) (*pgxpool.Conn, error) {
+// reserved is how many connections reads leave alone: one each for the consumer, two writers, and what asks whether the
+// database answers. Of a small pool one is left for reads.
+const reserved = 4
+
+// Pool is a service's connections to its database. Reads take all but some of them at most, so that clients that read
+// cannot keep the consumer, the writers and /readyz from working. [NewPool] makes it.
+type Pool struct {
+	*pgxpool.Pool
+	reads chan struct{} // holds an element for each read under way
+}
+
+// NewPool bounds the reads of a pool that is used by nobody else.
+func NewPool(pool *pgxpool.Pool) *Pool {
+	size := int(pool.Config().MaxConns)
+	return &Pool{pool, make(chan struct{}, max(1, size-reserved))}
+}
+
+// Read runs do, which reads with one connection at a time, once there are few enough others. Like [Transact] it waits 2 s at most.
+func (p *Pool) Read(ctx context.Context, do func(context.Context) error) error {
 	wait, cancel := context.WithTimeout(ctx, acquireTimeout)
 	defer cancel()
-	conn, err := pool.Acquire(wait)
-	if err != nil && wait.Err() != nil && ctx.Err() == nil {
-		s := pool.Stat()
-		return nil, fmt.Errorf("no connection to the database within %s (%d of %d are in use: look for what holds them, or set DATABASE_POOL_SIZE): %w",
-			acquireTimeout, s.AcquiredConns(), s.MaxConns(), err)
+	select {
+	case p.reads <- struct{}{}:
+	case <-wait.Done():
+		return p.busy(ctx, wait.Err())
+	}
+	defer func() { <-p.reads }()
+	return do(ctx)
+}
+
+func (p *Pool) acquire(ctx context.Context) (*pgxpool.Conn, error) {
+	wait, cancel := context.WithTimeout(ctx, acquireTimeout)
+	defer cancel()
+	conn, err := p.Acquire(wait)
+	if err != nil && wait.Err() != nil {
+		return nil, p.busy(ctx, err)
 	}
 	return conn, err
 }
 
-// Collect reads rows outside a transaction. Like [Transact] it waits 2 s at most for a connection.
-func Collect[T any](ctx context.Context, pool *pgxpool.Pool, scan pgx.RowToFunc[T], sql string, args ...any) ([]T, error) {
-	conn, err := acquire(ctx, pool)
-	if err != nil {
-		return nil, err
+// busy is the error of what has waited for [acquireTimeout], unless it is ctx that is over.
+func (p *Pool) busy(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
 	}
-	defer conn.Release()
-	rows, err := conn.Query(ctx, sql, args...)
-	if err != nil {
-		return nil, err
-	}
-	return pgx.CollectRows(rows, scan)
+	s := p.Stat()
+	return fmt.Errorf("no connection to the database within %s (%d of %d are in use, up to %d of them for reads: look for what holds them, or set DATABASE_POOL_SIZE): %w",
+		acquireTimeout, s.AcquiredConns(), s.MaxConns(), cap(p.reads), err)
+}
+
+// Collect reads rows outside a transaction. Like [Transact] it waits some seconds at most for a connection.
+func Collect[T any](ctx context.Context, pool *Pool, scan pgx.RowToFunc[T], sql string, args ...any) (found []T, err error) {
+	err = pool.Read(ctx, func(ctx context.Context) error {
+		conn, err := pool.acquire(ctx)
+		if err != nil {
+			return err
+		}
+		defer conn.Release()
+		rows, err := conn.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		found, err = pgx.CollectRows(rows, scan)
+		return err
+	})
+	return found, err
 }
 
 // Transact runs one transaction in two round trips: what load queued, then what save
 // queued together with the commit. Between the two the callbacks of load have run, so
 // save decides on what they brought; it does no I/O. Without load (nil) one round trip is
 // enough. An error of either, or of a statement, rolls everything back.
-func Transact(ctx context.Context, pool *pgxpool.Pool, load func(*pgx.Batch), save func(*pgx.Batch) error) (err error) {
-	conn, err := acquire(ctx, pool)
+func Transact(ctx context.Context, pool *Pool, load func(*pgx.Batch), save func(*pgx.Batch) error) (err error) {
+	conn, err := pool.acquire(ctx)
 	if err != nil {
 		return err
 	}

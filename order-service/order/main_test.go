@@ -19,7 +19,6 @@ import (
 	"outboxsaga/order-service/order"
 
 	"github.com/google/uuid"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 func TestMain(m *testing.M) { stacktest.Main(m) }
@@ -39,13 +38,13 @@ func open(t testing.TB, timeout time.Duration) office {
 	return join(t, database(t), timeout)
 }
 
-func database(t testing.TB) *pgxpool.Pool {
+func database(t testing.TB) *service.Pool {
 	t.Helper()
 	return servicetest.Pool(t, append(system.SharedMigrations(), provision.Migrations{FS: migrations.FS, Path: ".", Table: service.SchemaTable}))
 }
 
 // join starts one more instance.
-func join(t testing.TB, pool *pgxpool.Pool, timeout time.Duration, change ...func(*order.Saga)) office {
+func join(t testing.TB, pool *service.Pool, timeout time.Duration, change ...func(*order.Saga)) office {
 	t.Helper()
 	draining := make(chan struct{})
 	saga := order.NewSaga(service.Runtime{Pool: pool, Log: slog.New(slog.DiscardHandler), Draining: draining}, timeout)

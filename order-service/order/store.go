@@ -14,7 +14,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 const (
@@ -94,7 +93,7 @@ func (k book) queueSave(b *pgx.Batch) {
 // Saga places orders and leads them to their end. [NewSaga] makes it; its Run
 // functions are its background work.
 type Saga struct {
-	pool    *pgxpool.Pool
+	pool    *service.Pool
 	timeout time.Duration
 	now     func() time.Time
 	log     *slog.Logger

@@ -69,14 +69,15 @@ func (s *Saga) sweep(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 			defer cancel()
 			if first == nil {
-				from, err := service.SelectOne[uuid.UUID](ctx, s.pool, "orders_swept", selectSwept)
-				if err != nil {
-					return false, err
-				}
-				if from == nil {
+				var from uuid.UUID
+				err := s.pool.QueryRow(ctx, selectSwept).Scan(&from)
+				if errors.Is(err, pgx.ErrNoRows) {
 					return false, errors.New("the table orders_swept has no row, and no order would time out: INSERT INTO orders_swept VALUES ('00000000-0000-0000-0000-000000000000')")
 				}
-				begin := lower(*from, s.until(secondLook))
+				if err != nil {
+					return false, fmt.Errorf("read orders_swept: %w", err)
+				}
+				begin := lower(from, s.until(secondLook))
 				first, second = &sweeper{s, 0, begin, nil}, &sweeper{s, secondLook, begin, nil}
 			}
 			more, err := first.step(ctx)

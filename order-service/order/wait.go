@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // askEvery is how often the waiters ask for what other instances have committed.
@@ -27,7 +26,7 @@ AND payment_status NOT IN ('IN_PROGRESS', 'COMPENSATING') AND stock_status NOT I
 // them all: after each commit of this instance, and every 100 ms for the commits of
 // others. While nobody waits nothing is asked.
 type waiters struct {
-	pool     *pgxpool.Pool
+	pool     *service.Pool
 	draining <-chan struct{}
 	wake     chan struct{}
 	count    atomic.Int64

@@ -10,7 +10,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // book is what a transaction has loaded, and changes.
@@ -105,7 +104,7 @@ func accountColumns(rows []Account) []any {
 
 // Store serves the HTTP routes. [NewStore] makes it, [Store.Run] runs its writers.
 type Store struct {
-	pool     *pgxpool.Pool
+	pool     *service.Pool
 	deposits *service.Gather[DepositRequest, Account]
 }
 
@@ -117,7 +116,7 @@ type DepositRequest struct {
 }
 
 // NewStore makes a store on the database of payment-service.
-func NewStore(pool *pgxpool.Pool) *Store {
+func NewStore(pool *service.Pool) *Store {
 	s := &Store{pool: pool}
 	s.deposits = service.NewGather(1, 200, s.deposit)
 	return s

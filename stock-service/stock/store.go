@@ -11,7 +11,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // book is what a transaction has loaded, and changes.
@@ -105,7 +104,7 @@ func itemColumns(rows []Item) []any {
 
 // Store serves the HTTP routes. [NewStore] makes it, [Store.Run] runs its writers.
 type Store struct {
-	pool     *pgxpool.Pool
+	pool     *service.Pool
 	receipts *service.Gather[Receipt, Item]
 }
 
@@ -117,7 +116,7 @@ type Receipt struct {
 }
 
 // NewStore makes a store on the database of stock-service.
-func NewStore(pool *pgxpool.Pool) *Store {
+func NewStore(pool *service.Pool) *Store {
 	s := &Store{pool: pool}
 	s.receipts = service.NewGather(1, 200, s.receive)
 	return s

@@ -28,7 +28,7 @@ import (
 
 // Pool is a pool on a fresh database with migrations, with the settings that services
 // use. No goroutine that was started after it may outlive the test.
-func Pool(t testing.TB, migrations []provision.Migrations) *pgxpool.Pool {
+func Pool(t testing.TB, migrations []provision.Migrations) *service.Pool {
 	t.Helper()
 	url := stacktest.Database(t, migrations...)
 	leaks := goleak.IgnoreCurrent()
@@ -42,12 +42,12 @@ func Pool(t testing.TB, migrations []provision.Migrations) *pgxpool.Pool {
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	return pool
+	return service.NewPool(pool)
 }
 
 // Participant is the consuming side of stock-service or payment-service.
 type Participant struct {
-	Pool   *pgxpool.Pool
+	Pool   *service.Pool
 	Decode func(inbox.Event) (any, error)
 	Batch  func([]inbox.Event) inbox.Batch
 }
@@ -100,7 +100,7 @@ func (p Participant) try(ctx context.Context, messages []events.Message) ([]stri
 }
 
 // Text reads one value as text, for comparisons.
-func Text(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) string {
+func Text(t testing.TB, pool *service.Pool, sql string, args ...any) string {
 	t.Helper()
 	var text string
 	if err := pool.QueryRow(t.Context(), sql, args...).Scan(&text); err != nil {
@@ -110,7 +110,7 @@ func Text(t testing.TB, pool *pgxpool.Pool, sql string, args ...any) string {
 }
 
 // OutboxTopics are those that the CHECK on the outbox lists, sorted.
-func OutboxTopics(t testing.TB, pool *pgxpool.Pool) []string {
+func OutboxTopics(t testing.TB, pool *service.Pool) []string {
 	t.Helper()
 	rows, err := pool.Query(t.Context(), `
 SELECT m[1] FROM pg_constraint, regexp_matches(pg_get_constraintdef(oid), $$'([^']+)'$$, 'g') m
