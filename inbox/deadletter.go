@@ -174,7 +174,8 @@ func (c *Consumer) Discard(ctx context.Context, id uuid.UUID, by, reason string)
 // transaction that also closes the dead letter and writes the outbox rows. by says who
 // decided. If the handler fails, its error is returned, and the dead letter stays open
 // with one more attempt. Errors besides: [ErrNoDeadLetter], [ErrResolved],
-// [ErrNoEvent], [ErrTooOld].
+// [ErrNoEvent], and [ErrTooOld] for what was that already when it was put aside: other letters
+// can be redriven however old.
 func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 	if by == "" {
 		return errors.New("inbox: to redrive a dead letter say who decides")
@@ -194,7 +195,8 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 			return resolve(ctx, tx, id, Redriven, clean(by), nil)
 		})
 	})
-	if found && err != nil && !isFault(err) { // at the commit too, where a constraint may be checked
+	refused := errors.Is(err, ErrNoEvent) || errors.Is(err, ErrTooOld) || errors.Is(err, ErrResolved) // the handler did not run
+	if found && err != nil && !refused && !isFault(err) { // at the commit too, where a constraint may be checked
 		if _, uncounted := c.cfg.Pool.Exec(ctx, countFailure, id, clean(err.Error())); uncounted != nil {
 			err = errors.Join(err, uncounted)
 		}
@@ -208,7 +210,8 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 const countFailure = `UPDATE dead_letters SET attempts = attempts + 1, error = $2 WHERE id = $1 AND status = 'open'`
 
 // rerun handles the event of d in tx, which is to be rolled back if that fails.
-func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) error {
+func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) (err error) {
+	defer recovered(&err)
 	it := parse(recordOf(d), c.cfg.Decode)
 	if it.rejected != nil {
 		return fmt.Errorf("%w: %w", ErrNoEvent, it.rejected)
@@ -217,17 +220,20 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) error {
 	if err != nil {
 		return err
 	}
-	if rejected, fault := judge(it.event.ID, since, until, now); rejected != nil || fault != nil {
-		return errors.Join(rejected, fault)
-	}
 	// An id that the inbox could not judge then is not in it, and another record with it may have been handled since.
-	var recorded bool
-	// Of older letters: not those that were of the future, nor with a NUL byte in the type.
-	if err := tx.QueryRow(ctx, `SELECT coalesce(recorded, $2) FROM dead_letters WHERE id = $1`, d.ID,
-		!idTime(it.event.ID).After(d.FailedAt.Add(maxSkew)) && !strings.ContainsRune(d.EventType, '\uFFFD')).Scan(&recorded); err != nil {
+	var recorded, known bool
+	// Of older letters, of which it is not known: not those that were of the future, nor with a NUL byte in the type.
+	if err := tx.QueryRow(ctx, `SELECT coalesce(recorded, $2), recorded IS NOT NULL FROM dead_letters WHERE id = $1`, d.ID,
+		!idTime(it.event.ID).After(d.FailedAt.Add(maxSkew)) && !strings.ContainsRune(d.EventType, '\uFFFD')).Scan(&recorded, &known); err != nil {
 		return err
 	}
 	ids := [][16]byte{it.event.ID}
+	switch rejected, fault := judge(it.event.ID, since, until, now); {
+	case errors.Is(rejected, ErrTooOld) && recorded && known:
+		ids = nil // it was in the inbox from the first, so no other record had its effect; those that still come are too old
+	case rejected != nil || fault != nil:
+		return errors.Join(rejected, fault)
+	}
 	if c.cfg.Each != nil {
 		if tag, err := tx.Exec(ctx, insertIDs, ids); err != nil || tag.RowsAffected() == 0 && !recorded {
 			return cmp.Or(err, errHandled)

@@ -43,9 +43,11 @@ func TestAnEventOlderThanTheInboxRemembersHasNoEffect(t *testing.T) {
 			t.Fatal(err)
 		}
 		old, known := eventOf(13*day, "old", "handled 13 days ago"), eventOf(10*day, "known", "handled 10 days ago")
-		r.send(copyOf(old), copyOf(known))
+		cfg.MaxAttempts = 1
+		r.send(copyOf(old), copyOf(known), eventOf(13*day, "aside", "fails twice"))
 		consumer, stop := r.start(cfg)
 		r.eventually(2, effects)
+		r.eventually(1, `SELECT id::text FROM dead_letters`)
 
 		dropped, kept, err := inbox.DropPartitions(t.Context(), r.look, 11*day)
 		if err != nil || kept != nil || len(dropped) != 30-11 {
@@ -81,8 +83,8 @@ func TestAnEventOlderThanTheInboxRemembersHasNoEffect(t *testing.T) {
 		if want := []string{id(old), id(old), id(never)}; !slices.Equal(sorted(eventIDs(letters)), sorted(want)) {
 			t.Errorf("dead letters %q, want %q", letters, want)
 		}
-		if announced := r.strings(`SELECT id::text FROM outbox WHERE topic = 'dlt'`); len(announced) != len(letters) {
-			t.Errorf("%d dead letters announced, want %d", len(announced), len(letters))
+		if announced := r.strings(`SELECT id::text FROM outbox WHERE topic = 'dlt'`); len(announced) != len(letters)+1 {
+			t.Errorf("%d dead letters announced, want %d and the first", len(announced), len(letters))
 		}
 		for _, l := range letters {
 			letter, _, _ := strings.Cut(l, " ")
@@ -92,6 +94,17 @@ func TestAnEventOlderThanTheInboxRemembersHasNoEffect(t *testing.T) {
 		}
 		if n := len(r.strings(effects)); n != 4 {
 			t.Errorf("%d effects after the redrives, want 4", n)
+		}
+		// Of what was put aside in time it is known that it had no effect, however long ago that was.
+		aside := uuid.MustParse(r.strings(`SELECT id::text FROM dead_letters WHERE recorded`)[0])
+		if err := consumer.Redrive(t.Context(), aside, "test"); err == nil || !strings.Contains(err.Error(), "not today") {
+			t.Errorf("first redrive: %v", err)
+		}
+		if err := consumer.Redrive(t.Context(), aside, "test"); err != nil {
+			t.Errorf("second redrive: %v", err)
+		}
+		if n := len(r.strings(effects)); n != 5 {
+			t.Errorf("%d effects, want 5", n)
 		}
 	})
 }
