@@ -240,14 +240,14 @@ func decodeSafely(decode func(Event) (any, error), ev Event) (body any, err erro
 	return decode(ev)
 }
 
-// header returns a header's value as text that PostgreSQL can hold.
-func header(r *kgo.Record, key string) string {
+// header returns a header's value as text that PostgreSQL can hold: of several the last, as [parse] does.
+func header(r *kgo.Record, key string) (value string) {
 	for _, h := range r.Headers {
 		if h.Key == key {
-			return clean(string(h.Value))
+			value = string(h.Value)
 		}
 	}
-	return ""
+	return clean(value)
 }
 
 // clean makes text that PostgreSQL can hold: UTF-8 without NUL, of bounded length.

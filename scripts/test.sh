@@ -79,7 +79,10 @@ else
   step "go test $race, the supervisor and the packages that need no Connect"
   tests -p 3 ./internal/supervisor $(go list ./... | grep -E "$light")
   step "go test $race, the tools"
-  tests -p 2 $(go list ./... | grep -vE "$light|/systemtest\$")
+  # First those that take long, one of which mostly waits: else the last one runs alone.
+  long='/(chaos|devstack|outboxctl)$'
+  tools=$(go list ./... | grep -vE "$light|/systemtest\$")
+  tests -p 2 $(grep -E "$long" <<<"$tools") $(grep -vE "$long" <<<"$tools")
   step "go test $race, the system"
   tests ./internal/systemtest
 fi

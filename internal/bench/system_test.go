@@ -182,7 +182,6 @@ func seededOrdersAreLikeRealOnes(t *testing.T, s *stacktest.System, shape Shape)
 		before[i] = read(table.pool, table.rows)
 	}
 	s.Kill(devstack.Connect) // else the services would get events before their inboxes are seeded
-	defer s.Restart(devstack.Connect)
 	if err := Seed(t.Context(), order, stock, payment, shape, n, func(int) {}); err != nil {
 		t.Fatal(err)
 	}

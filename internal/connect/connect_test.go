@@ -242,6 +242,7 @@ func nothingFlows(t *testing.T, s *devstack.Stack, client connect.Client) {
 	begin := time.Now()
 	admin(t, s, "orderdb", `INSERT INTO outbox (id, topic, aggregate_type, aggregate_id, type, payload) VALUES (uuidv7(), 'stock', 'order', 'o2', 'test', '{}')`)
 	until(t, "the check says what does not flow", func() bool {
+		time.Sleep(300 * time.Millisecond) // each check is a process
 		err = check()
 		return err != nil && strings.Contains(err.Error(), "connector orderdb has sent no heartbeat for ")
 	})

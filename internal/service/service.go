@@ -38,6 +38,7 @@ import (
 
 	"github.com/gorilla/mux"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -258,7 +259,7 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	}
 	stopWork()
 	if err := running.Wait(); err != nil {
-		if errors.Is(err, inbox.ErrPartitions) {
+		if errors.Is(err, inbox.ErrPartitions) || errors.Is(err, kerr.InvalidSessionTimeout) {
 			return configError{err}
 		}
 		return err
