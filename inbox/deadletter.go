@@ -196,7 +196,7 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 		})
 	})
 	refused := errors.Is(err, ErrNoEvent) || errors.Is(err, ErrTooOld) || errors.Is(err, ErrResolved) // the handler did not run
-	if found && err != nil && !refused && !isFault(err) { // at the commit too, where a constraint may be checked
+	if found && err != nil && !refused && !isFault(err) {                                             // at the commit too, where a constraint may be checked
 		if _, uncounted := c.cfg.Pool.Exec(ctx, countFailure, id, clean(err.Error())); uncounted != nil {
 			err = errors.Join(err, uncounted)
 		}
