@@ -195,8 +195,9 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 			return resolve(ctx, tx, id, Redriven, clean(by), nil)
 		})
 	})
-	refused := errors.Is(err, ErrNoEvent) || errors.Is(err, ErrTooOld) || errors.Is(err, ErrResolved) // the handler did not run
-	if found && err != nil && !refused && !isFault(err) {                                             // at the commit too, where a constraint may be checked
+	// Not where the handler did not run. At the commit too, where a constraint may be checked.
+	refused := errors.Is(err, ErrNoEvent) || errors.Is(err, ErrTooOld) || errors.Is(err, ErrResolved)
+	if found && err != nil && !refused && !isFault(err) {
 		if _, uncounted := c.cfg.Pool.Exec(ctx, countFailure, id, clean(err.Error())); uncounted != nil {
 			err = errors.Join(err, uncounted)
 		}
