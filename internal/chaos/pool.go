@@ -15,16 +15,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// poolSize is DATABASE_POOL_SIZE of the services.
-const poolSize = 8
+// poolReads is how many connections of its pool, of 8, an instance uses for reads: service.Pool leaves the others to the consumer and
+// the writers.
+const poolReads = 4
 
-// poolFaults: PostgreSQL works, and a service has its connections, but none that is free.
+// poolFaults: PostgreSQL works, and a service has its connections, but none for a read that is free.
 func (w *world) poolFaults() []kind {
 	return []kind{{"pool exhausted", 1, func(dice *rand.Rand) fault {
 		s := pick(dice, system.Services())
 		// Less than the statement timeout (10 s), after which connections come free.
 		hold := between(dice, 3*time.Second, 7*time.Second)
-		return &poolExhausted{about: about{"pool exhausted", fmt.Sprintf("all connections in the pools of %s busy for %.1f s", s.Name, hold.Seconds()),
+		return &poolExhausted{about: about{"pool exhausted", fmt.Sprintf("all connections for reads of %s busy for %.1f s", s.Name, hold.Seconds()),
 			[]string{"service", "Postgres"}, hold, fromHeal}, world: w, service: s}
 	}}}
 }
@@ -36,9 +37,9 @@ var reads = map[string]struct{ table, path string }{
 	"payment-service": {"accounts", "/accounts?limit=1"},
 }
 
-// poolExhausted lets more clients read a table that is locked (as by a migration) than a service has connections. Each
-// request takes a connection and waits with it; then everything else waits for a connection: requests, readiness, the
-// consumer, the sweep. It counts only once PostgreSQL says that all connections wait.
+// poolExhausted lets more clients read a table that is locked (as by a migration) than a service has connections for reads. Each
+// request takes a connection and waits with it, and then all other reads wait for one; consumer and writers have connections, and
+// wait for the lock where they need the table. It counts only once PostgreSQL says that as many wait as reads may take.
 type poolExhausted struct {
 	about
 	world   *world
@@ -65,18 +66,18 @@ func (f *poolExhausted) inject(ctx context.Context) (err error) {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	urls := f.world.urls[f.service.Name]
 	for _, url := range urls {
-		for range 2 * poolSize {
+		for range 4 * poolReads {
 			f.clients.Go(func() { f.read(reading, client, url+read.path) })
 		}
 	}
 	var busy int
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); pause(ctx, 50*time.Millisecond) {
 		err = f.world.databases["postgres"].QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE usename = $1 AND wait_event_type = 'Lock'`, f.service.Database.Role).Scan(&busy)
-		if err != nil || busy >= poolSize*len(urls) {
+		if err != nil || busy >= poolReads*len(urls) {
 			return err
 		}
 	}
-	return fmt.Errorf("%d of the %d connections of %s are busy: its pools are not exhausted", busy, poolSize*len(urls), f.service.Name)
+	return fmt.Errorf("%d of the %d connections for reads of %s are busy: they are not exhausted", busy, poolReads*len(urls), f.service.Name)
 }
 
 // read is one client.
