@@ -15,9 +15,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// poolReads is how many connections of its pool, of 8, an instance uses for reads: service.Pool leaves the others to the consumer and
+// poolSize is DATABASE_POOL_SIZE of the services. Reads take poolReads of it at most: service.Pool leaves the others to the consumer and
 // the writers.
-const poolReads = 4
+const poolSize, poolReads = 8, 4
 
 // poolFaults: PostgreSQL works, and a service has its connections, but none for a read that is free.
 func (w *world) poolFaults() []kind {
