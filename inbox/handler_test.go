@@ -17,6 +17,7 @@ import (
 	"outboxsaga/inbox"
 	"outboxsaga/outbox"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -505,6 +506,42 @@ func TestADeadLetterThatComesAgain(t *testing.T) {
 		r.eventually(1, effects)
 		if got := r.strings(`SELECT status || ' ' || recorded FROM dead_letters JOIN outbox USING (id) WHERE outbox.topic = 'dlt'`); !slices.Equal(got, []string{"open true"}) {
 			t.Errorf("letters that were announced as they are kept: %q", got)
+		}
+	})
+}
+
+// What looks like a deployment's fault, and would be waited out, is the event's if the handler says so.
+func TestPermanentIsTheEvents(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Each = func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
+		if _, err := tx.Exec(ctx, `SELECT $1::text::regclass`, string(ev.Payload)); string(ev.Payload) != "effects" && err != nil {
+			return inbox.Permanent(err)
+		}
+		return r.each(ctx, tx, ev)
+	}
+	r.start(cfg)
+	r.send(event("a", "no_such_table"), event("b", "effects"))
+	r.eventually(1, effects)
+	r.eventually(1, `SELECT id::text FROM dead_letters WHERE error LIKE '%no_such_table%' AND attempts = 1`)
+}
+
+// A handler that panics in a redrive is an error of its event.
+func TestAPanicInARedrive(t *testing.T) {
+	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
+		cfg.MaxAttempts = 1
+		c, _ := r.start(cfg)
+		r.send(event("k", "panics twice"))
+		r.eventually(1, `SELECT id::text FROM dead_letters`)
+		id := uuid.MustParse(r.strings(`SELECT id::text FROM dead_letters`)[0])
+		if err := c.Redrive(t.Context(), id, "me"); err == nil || !strings.Contains(err.Error(), "panicked: boom") {
+			t.Errorf("a redrive that panics: %v", err)
+		}
+		if got := r.strings(`SELECT status || ' ' || attempts FROM dead_letters`); !slices.Equal(got, []string{"open 2"}) {
+			t.Errorf("%q", got)
+		}
+		if err := c.Redrive(t.Context(), id, "me"); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -90,7 +90,8 @@ type Batch interface {
 type Each func(ctx context.Context, tx pgx.Tx, ev Event) error
 
 // Permanent marks err as one that no retry can mend: the event becomes a dead letter
-// at once. Permanent(nil) is nil.
+// at once. In [Each] it is the event's then whatever it wraps, also an error of PostgreSQL that looks like a fault (a table
+// that the payload names and that is missing), unless the connection is lost or ctx is done. Permanent(nil) is nil.
 func Permanent(err error) error {
 	if err == nil {
 		return nil
