@@ -166,10 +166,8 @@ func (a *attempt) each(ctx context.Context, tx pgx.Tx) (err error) {
 	err = a.decide(func(ev Event) ([]outbox.Event, error) {
 		return nil, apart(ctx, tx, func(sp pgx.Tx) error { return a.c.cfg.Each(ctx, sp, ev) })
 	}, func(err error) bool {
-		if IsPermanent(err) && !tx.Conn().IsClosed() && ctx.Err() == nil {
-			return false // whatever it looks like: the handler knows that it is the event's
-		}
-		return isFault(blame(ctx, tx.Conn(), err)) || tx.Conn().IsClosed() && !isRefusal(err) || ctx.Err() != nil
+		// What the handler marks is the event's, whatever it looks like.
+		return !IsPermanent(err) && isFault(blame(ctx, tx.Conn(), err)) || tx.Conn().IsClosed() && !isRefusal(err) || ctx.Err() != nil
 	})
 	if err != nil {
 		return err
