@@ -49,7 +49,7 @@ const (
 // catchUp stops what moves the events while orders go on, and measures how fast all is settled when it is back.
 // Half of the events wait in the outbox then, the other half follow from them.
 func (c *Campaign) catchUp(ctx context.Context) error {
-	for _, name := range []string{bench.CDC, bench.Poller} {
+	for _, name := range []string{bench.CDC, bench.Gathering, bench.Poller} {
 		sys, err := find(name)
 		if err != nil {
 			return err

@@ -15,7 +15,7 @@ func Systems() []System {
 	all := []System{
 		{Name: bench.CDC},
 		{Name: bench.Poller, Relay: &Relay{relay.Delete, 5 * time.Millisecond, 1000}},
-		{Name: "poller-10ms", Relay: &Relay{relay.Delete, 10 * time.Millisecond, 1000}},
+		{Name: bench.Poller10, Relay: &Relay{relay.Delete, 10 * time.Millisecond, 1000}},
 		{Name: bench.PollerFlag, Relay: &Relay{relay.Flag, 5 * time.Millisecond, 1000}},
 		{Name: naive, Relay: &Relay{relay.Naive, time.Second, 100}},
 		{Name: bench.Single, Env: []string{"MAX_BATCH=1"}},
@@ -113,7 +113,7 @@ func (c *Campaign) block(ctx context.Context, part, name string, top int, maximu
 }
 
 func (c *Campaign) rivals(ctx context.Context) error {
-	for _, name := range []string{"poller-10ms", bench.PollerFlag} {
+	for _, name := range []string{bench.Poller10, bench.PollerFlag} {
 		if err := c.block(ctx, bench.PartRivals, name, 3000, true, c.Rates...); err != nil {
 			return err
 		}
