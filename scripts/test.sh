@@ -47,7 +47,7 @@ race=-race
 if [ "$(go env CGO_ENABLED)" != 1 ] || ! command -v "$(go env CC)" >/dev/null; then
   if [ -n "${CI:-}" ]; then need_tools gcc; else echo "no C compiler: the tests run without the race detector (install gcc to have it)" >&2; race=; fi
 fi
-timed='TestPoisonGoesAside|TestCluster|TestKillEachProcessUnderLoad|TestFailover'
+timed='TestCluster|TestFaults'
 model=TestEveryReachableStateIsRight
 if [ $# = 0 ]; then
   step "faults, and times that the race detector would spoil"

@@ -20,11 +20,11 @@ import (
 
 // A standby that is set up as docs/operations.md says takes over when the primary is killed: with its slots, so that
 // nothing is lost and nothing retained is sent again.
-func TestFailover(t *testing.T) {
+func failover(w *world) {
+	t := w.t
 	if os.Getenv("TEST_STACK") == "docker" {
 		t.Skip("it copies the data folder of a PostgreSQL that runs as a process")
 	}
-	w := start(t, 1)
 	old := w.place(w.customer(100), w.item(1), 1, 100).ID
 	w.settled(old, 30*time.Second)
 	sent := func() (n int) {

@@ -51,6 +51,31 @@ func start(t testing.TB, instances int, env ...string) *world {
 	return &world{stacktest.NewSystem(t, instances, env...), t}
 }
 
+// inTurn gives a function that runs a test on the system, as one of t's.
+func (w *world) inTurn(t *testing.T) func(name string, test func(*world)) {
+	return func(name string, test func(*world)) {
+		t.Run(name, func(t *testing.T) { test(&world{w.System, t}) })
+	}
+}
+
+// One system serves these tests, in this order: each leaves no open orders and no open dead letters.
+func TestSystem(t *testing.T) {
+	w := start(t, 1, "ORDER_TIMEOUT=10m")
+	run := w.inTurn(t)
+	run("HTTP is as the OpenAPI documents say", http31)
+	run("records are as the AsyncAPI document says", records)
+	o := newOperator(w)
+	operate := func(name string, test func(*operator)) {
+		run(name, func(w *world) { test(&operator{w, o.program, o.env}) })
+	}
+	operate("dead letters", operateDeadLetters)
+	operate("a compensated order", showCompensated)
+	operate("stopped services", stuckBehindStopped)
+	operate("a compensation that is a dead letter", stuckBehindDeadLetter)
+	run("a partition stays until a new slot's snapshot is in Kafka", partitionStays)
+	operate("restore", restore)
+}
+
 var serial atomic.Int64
 
 // name makes a customer or item of the test's own.
@@ -173,36 +198,37 @@ func (w *world) audit() {
 	if len(charged)+len(reserved) != 0 {
 		w.t.Errorf("effects without an order: charged %v, reserved %v", charged, reserved)
 	}
-	for _, route := range []struct{ from, to, topics string }{
-		{"orderdb", "paymentdb", `'payment', 'payment.compensation'`},
-		{"orderdb", "stockdb", `'stock', 'stock.compensation'`},
-		{"paymentdb", "orderdb", `'payment.success', 'payment.failed', 'payment.compensated', 'payment.dlt'`},
-		{"stockdb", "orderdb", `'stock.success', 'stock.failed', 'stock.compensated', 'stock.dlt'`},
-	} {
-		seen := set(w.query(route.to, `SELECT event_id::text FROM inbox`))
-		for _, id := range w.query(route.from, `SELECT id::text FROM outbox WHERE topic IN (`+route.topics+`)`) {
-			if !seen[id] {
-				w.t.Errorf("event %s of %s is lost: it is not in the inbox of %s", id, route.from, route.to)
-			}
-		}
+	for _, lost := range w.unhandled() {
+		w.t.Errorf("lost: %s", lost)
 	}
 }
 
 // drained waits until every event has been handled: audit is meant for then.
 func (w *world) drained(within time.Duration) {
 	w.t.Helper()
-	deadline := time.Now().Add(within)
-	for time.Now().Before(deadline) {
-		sent, seen := 0, 0
-		for _, db := range []string{"orderdb", "stockdb", "paymentdb"} {
-			sent += len(w.query(db, `SELECT 'x' FROM outbox WHERE topic <> 'order.dlt'`))
-			seen += len(w.query(db, `SELECT 'x' FROM inbox`))
-		}
-		if seen >= sent {
-			return
-		}
+	for deadline := time.Now().Add(within); len(w.unhandled()) > 0 && time.Now().Before(deadline); {
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// unhandled are the events of the outboxes that are not in the inbox of their consumer.
+func (w *world) unhandled() (all []string) {
+	w.t.Helper()
+	for _, route := range []struct{ from, to, topics string }{
+		{"orderdb", "paymentdb", `'payment', 'payment.compensation'`},
+		{"orderdb", "stockdb", `'stock', 'stock.compensation'`},
+		{"paymentdb", "orderdb", `'payment.success', 'payment.failed', 'payment.compensated', 'payment.dlt'`},
+		{"stockdb", "orderdb", `'stock.success', 'stock.failed', 'stock.compensated', 'stock.dlt'`},
+	} {
+		sent := w.query(route.from, `SELECT id::text FROM outbox WHERE topic IN (`+route.topics+`)`)
+		seen := set(w.query(route.to, `SELECT event_id::text FROM inbox`))
+		for _, id := range sent {
+			if !seen[id] {
+				all = append(all, fmt.Sprintf("event %s of %s is not in the inbox of %s", id, route.from, route.to))
+			}
+		}
+	}
+	return all
 }
 
 func set(list []string) map[string]bool {

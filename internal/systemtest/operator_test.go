@@ -133,25 +133,9 @@ type stuckPrinted struct {
 	More   bool
 }
 
-// One system serves these tests, in this order: each leaves no dead letters and no open orders.
-func TestOperator(t *testing.T) {
-	w := start(t, 1)
-	o := newOperator(w)
-	run := func(name string, test func(*operator)) {
-		t.Run(name, func(t *testing.T) {
-			sub, of := *o, *w
-			of.t, sub.world = t, &of
-			test(&sub)
-		})
-	}
-	run("dead letters", operateDeadLetters)
-	run("a compensated order", showCompensated)
-	run("stopped services", stuckBehindStopped)
-	run("a compensation that is a dead letter", stuckBehindDeadLetter)
-}
-
 func operateDeadLetters(o *operator) {
 	o.ok([]string{"dead-letters", "list"}, "no dead letters")
+	closed := len(decoded[lettersPrinted](o, "dead-letters", "list", "--status=any").DeadLetters)
 	customer, sku := o.customer(1_000_000), o.item(10)
 	o.exec("paymentdb", `ALTER TABLE payments ADD CONSTRAINT broken CHECK (amount <> 777) NOT VALID`)
 	var orders []order
@@ -164,13 +148,13 @@ func operateDeadLetters(o *operator) {
 	for _, placed := range orders {
 		o.settled(placed.ID, 30*time.Second)
 	}
-	o.await("5 dead letters of stock-service", func() bool { return len(o.query("stockdb", `SELECT 'x' FROM dead_letters`)) == 5 })
+	o.await("5 dead letters of stock-service", func() bool { return len(o.query("stockdb", `SELECT 'x' FROM dead_letters WHERE status = 'open'`)) == 5 })
 
 	// What is listed, and what is not.
 	o.ok([]string{"dead-letters", "list"}, "ID ", "payment.requested", "stock/", "open")
 	for filter, want := range map[string]int{
 		"": 8, "--service=payment": 3, "--service=stock": 5, "--service=order": 0, "--type=payment.requested": 3,
-		"--type=stock.requested": 0, "--topic=stock": 5, "--topic=payment.compensation": 0, "--status=redriven": 0, "--status=any": 8,
+		"--type=stock.requested": 0, "--topic=stock": 5, "--topic=payment.compensation": 0, "--status=redriven": 0, "--status=any": closed + 8,
 	} {
 		args := []string{"dead-letters", "list"}
 		if filter != "" {
@@ -227,7 +211,7 @@ func operateDeadLetters(o *operator) {
 		o.t.Errorf("4 at 5 a second took only %v", took)
 	}
 	o.ok([]string{"dead-letters", "list"}, "no dead letters")
-	got := o.query("stockdb", `SELECT status || ' ' || resolved_by || ' ' || reason FROM dead_letters ORDER BY id`)
+	got := o.query("stockdb", `SELECT status || ' ' || resolved_by || ' ' || reason FROM dead_letters WHERE reason <> 'no event' ORDER BY id`)
 	slices.Sort(got)
 	want := []string{"discarded anna no events", "discarded anna no events", "discarded anna no events", "discarded anna no events", "discarded bert a test"}
 	if !slices.Equal(got, want) {

@@ -3,7 +3,6 @@ package systemtest
 import (
 	"fmt"
 	"strings"
-	"testing"
 	"time"
 
 	"outboxsaga/events"
@@ -17,8 +16,8 @@ import (
 // Poison of every form goes aside, in every topic: 100 records each, and 1,000 in each
 // partition of stock. An order behind them settles within 5 s, and one behind answers for
 // orders that nobody knows within 3 s; the race detector is not held to these times.
-func TestPoisonGoesAside(t *testing.T) {
-	w := start(t, 1)
+func poison(w *world) {
+	t := w.t
 	customer, sku := w.customer(1_000_000), w.item(1000)
 	id := func() kgo.RecordHeader {
 		return kgo.RecordHeader{Key: "id", Value: []byte(outbox.NewID().String())}
@@ -112,4 +111,5 @@ func TestPoisonGoesAside(t *testing.T) {
 	if took > 3*time.Second && !stacktest.Race {
 		t.Errorf("an order behind answers for unknown orders took %v, more than 3 s", took)
 	}
+	w.drained(30 * time.Second) // what became of it has answers too, that nobody waits for
 }

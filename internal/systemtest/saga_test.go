@@ -20,13 +20,7 @@ import (
 // One system serves these tests; each uses customers, items and orders of its own.
 func TestSaga(t *testing.T) {
 	w := start(t, 1, "ORDER_TIMEOUT=4s")
-	run := func(name string, test func(*world)) {
-		t.Run(name, func(t *testing.T) {
-			sub := *w
-			sub.t = t
-			test(&sub)
-		})
-	}
+	run := w.inTurn(t)
 	run("every row of the matrix", matrix)
 	run("timeout", timeout)
 	run("cancel", cancel)
