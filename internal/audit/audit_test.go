@@ -551,63 +551,6 @@ func TestDatabasesThatDoNotAnswer(t *testing.T) {
 	}
 }
 
-// On a running system under load every look is clean, and at its end nothing is open.
-func TestARunningSystemIsClean(t *testing.T) {
-	s := stacktest.NewSystem(t, 2)
-	db := Databases{s.DB("orderdb"), s.DB("stockdb"), s.DB("paymentdb")}
-	for path, body := range map[string]string{"payment-service/accounts/alice/deposits": `{"amount":5000}`, "stock-service/items/book/receipts": `{"quantity":100}`} {
-		service, path, _ := strings.Cut(path, "/")
-		if code, err := stacktest.Post(t.Context(), s.URL(service, 0)+"/"+path, nil, body, nil); code != 200 {
-			t.Fatal(code, err)
-		}
-	}
-	ctx, stop := context.WithTimeout(t.Context(), 12*time.Second)
-	defer stop()
-	placed := make(chan int, 4)
-	for i := range 4 {
-		go func() {
-			n := 0
-			// At a pace that two slow cores keep: what waits longer than the grace would rightly be called late.
-			for pace := time.NewTicker(80 * time.Millisecond); ctx.Err() == nil; n++ {
-				_, _ = stacktest.Post(ctx, s.URL("order-service", i%2)+"/orders", nil, `{"customer_id":"alice","items":[{"sku":"book","quantity":1,"unit_price":10}]}`, nil)
-				<-pace.C
-			}
-			placed <- n
-		}()
-	}
-	a := New(db, Options{Grace: 5 * time.Second}) // as slow machines need while the JVMs compile
-	for ctx.Err() == nil {
-		wrong, err := Conservation(t.Context(), db)
-		if err != nil || len(wrong) > 0 {
-			t.Fatal(wrong, err)
-		}
-		r, err := a.Round(t.Context())
-		if err != nil || !r.Clean() {
-			t.Fatalf("%+v %v", r, err)
-		}
-	}
-	n := 0
-	for range 4 {
-		n += <-placed
-	}
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		var open int
-		err := db.Order.QueryRow(t.Context(), `SELECT count(*) FROM orders WHERE status = 'IN_PROGRESS' OR payment_status = 'COMPENSATING' OR stock_status = 'COMPENSATING'`).Scan(&open)
-		if err == nil && open == 0 {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatal(open, err)
-		}
-	}
-	time.Sleep(1100 * time.Millisecond)
-	r, err := Once(t.Context(), db, Options{Grace: time.Second})
-	if err != nil || !r.Clean() || r.Open != 0 || r.Checked["events"] < 4*100 || r.Checked["orders"] < 101 {
-		t.Errorf("%+v %v", r, err)
-	}
-	t.Logf("%d requests; %+v", n, r)
-}
-
 // The events of AUDIT_BENCH_ORDERS (default 250 thousand) settled orders, four each, are audited from the start.
 func BenchmarkAudit(b *testing.B) {
 	k := newBooks(b)

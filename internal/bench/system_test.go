@@ -61,7 +61,12 @@ func TestRunOnTheRealStack(t *testing.T) {
 	if err := Prepare(t.Context(), target, shape); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("a point", func(t *testing.T) { aPoint(t, target, shape) })
+	t.Run("a point", func(t *testing.T) {
+		books := audit.Databases{Order: system.DB("orderdb"), Stock: system.DB("stockdb"), Payment: system.DB("paymentdb")}
+		stop := auditMeanwhile(t, books)
+		aPoint(t, target, shape)
+		stop()
+	})
 	t.Run("final is what a client sees", func(t *testing.T) { finalIsWhatAClientSees(t, target, shape) })
 	t.Run("seeded orders are like real ones", func(t *testing.T) { seededOrdersAreLikeRealOnes(t, system, shape) })
 	t.Run("a system that is not there", func(t *testing.T) {
@@ -74,6 +79,42 @@ func TestRunOnTheRealStack(t *testing.T) {
 			t.Error("measured")
 		}
 	})
+}
+
+// auditMeanwhile looks at a system under load. Every look must be clean, and at the end nothing may be open.
+func auditMeanwhile(t *testing.T, books audit.Databases) (stop func()) {
+	t.Helper()
+	var looks sync.WaitGroup
+	done := make(chan struct{})
+	looks.Go(func() {
+		a := audit.New(books, audit.Options{Grace: 5 * time.Second}) // as slow machines need while the JVMs compile
+		for {
+			wrong, err := audit.Conservation(t.Context(), books)
+			if err != nil || len(wrong) > 0 {
+				t.Error(wrong, err)
+				return
+			}
+			r, err := a.Round(t.Context())
+			if err != nil || !r.Clean() {
+				t.Errorf("%+v %v", r, err)
+				return
+			}
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	})
+	return func() {
+		close(done)
+		looks.Wait()
+		time.Sleep(1100 * time.Millisecond)
+		r, err := audit.Once(t.Context(), books, audit.Options{Grace: time.Second})
+		if err != nil || !r.Clean() || r.Open != 0 || r.Checked["events"] < 4*100 || r.Checked["orders"] < 101 {
+			t.Errorf("%+v %v", r, err)
+		}
+	}
 }
 
 func aPoint(t *testing.T, target Target, shape Shape) {
