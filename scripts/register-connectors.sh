@@ -44,8 +44,8 @@ register() {
       *) ! grep -q "Failed to find any class" "$answer" ||
         die "connector $1: the Connect worker at $url does not have the Debezium plugin: unpack debezium-connector-postgres into a folder of its plugin.path and restart it"
         local advice=""
-        ! grep -qF "'poll.interval.ms' value is invalid" "$answer" || # the worker left ${env:…} as it is
-          advice="; set CDC_POLL_INTERVAL_MS=20 in the environment of every Connect worker, or start them by outboxctl connectors worker, which sets it; and restart them"
+        ! grep -qE "'(poll\.interval\.ms|max\.batch\.size)' value is invalid" "$answer" || # the worker left ${env:…} as it is
+          advice="; set CDC_POLL_INTERVAL_MS=20 and CDC_MAX_BATCH_SIZE=1 in the environment of every Connect worker, or start them by outboxctl connectors worker, which sets them; and restart them"
         die "connector $1: Kafka Connect answers $code: $(jq -r '.message // .' "$answer" 2>/dev/null || cat "$answer")$advice" ;;
     esac
   done

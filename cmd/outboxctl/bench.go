@@ -192,7 +192,7 @@ func settings() (all map[string]string, notes []string, err error) {
 		policy = "batch"
 	}
 	all = map[string]string{
-		scheduling.PolicyVariable: policy, scheduling.IntervalVariable: worker.Interval,
+		scheduling.PolicyVariable: policy, scheduling.IntervalVariable: worker.Interval, scheduling.BatchVariable: worker.MaxBatch,
 		scheduling.SlackVariable: strconv.FormatInt(worker.Slack.Milliseconds(), 10),
 	}
 	for _, name := range []string{"MAX_BATCH", "GOGC", "GOMAXPROCS", "GOMEMLIMIT"} {

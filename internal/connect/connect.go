@@ -223,8 +223,8 @@ func (c Client) call(ctx context.Context, method, path string, body []byte, out 
 				return errNoPlugin
 			}
 			advice := ""
-			if bytes.Contains(text, []byte("'poll.interval.ms' value is invalid")) { // the worker left ${env:…} as it is
-				advice = "; set CDC_POLL_INTERVAL_MS=20 in the environment of every Connect worker, or start them by outboxctl connectors worker, which sets it; and restart them"
+			if bytes.Contains(text, []byte("'poll.interval.ms' value is invalid")) || bytes.Contains(text, []byte("'max.batch.size' value is invalid")) { // the worker left ${env:…} as it is
+				advice = "; set CDC_POLL_INTERVAL_MS=20 and CDC_MAX_BATCH_SIZE=1 in the environment of every Connect worker, or start them by outboxctl connectors worker, which sets them; and restart them"
 			}
 			return fmt.Errorf("%s %s: Kafka Connect answers %s: %s%s", method, path, res.Status, bytes.TrimSpace(text), advice)
 		case out == nil:

@@ -384,13 +384,15 @@ func TestRebalance(t *testing.T) {
 }
 
 func TestAVariableThatTheWorkerLacksIsNamed(t *testing.T) {
-	url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
-		w.WriteHeader(http.StatusBadRequest)
-		_, _ = w.Write([]byte(`{"message": "The 'poll.interval.ms' value is invalid: A long value is expected"}`))
-	})
-	_, err := (connect.Client{URL: url}).Status(t.Context(), "orderdb")
-	if err == nil || !strings.Contains(err.Error(), "A long value is expected; set CDC_POLL_INTERVAL_MS=20 in the environment of every Connect worker, or start them by outboxctl connectors worker") {
-		t.Error(err)
+	for setting, kind := range map[string]string{"poll.interval.ms": "A long", "max.batch.size": "An integer"} {
+		url := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = fmt.Fprintf(w, `{"message": "The '%s' value is invalid: %s value is expected"}`, setting, kind)
+		})
+		_, err := (connect.Client{URL: url}).Status(t.Context(), "orderdb")
+		if err == nil || !strings.Contains(err.Error(), kind+" value is expected; set CDC_POLL_INTERVAL_MS=20 and CDC_MAX_BATCH_SIZE=1 in the environment of every Connect worker, or start them by outboxctl connectors worker") {
+			t.Error(err)
+		}
 	}
 }
 

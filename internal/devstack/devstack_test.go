@@ -152,8 +152,11 @@ func TestLife(t *testing.T) {
 				t.Errorf("%s has a timer slack of %s ns", name, got)
 			}
 		}
-		if env := strings.Split(read(devstack.Connect, "environ"), "\x00"); !slices.Contains(env, want.Env()) {
-			t.Errorf("the worker has no %s: the connectors need it", want.Env())
+		env := strings.Split(read(devstack.Connect, "environ"), "\x00")
+		for variable, value := range want.Env() {
+			if !slices.Contains(env, variable+"="+value) {
+				t.Errorf("the worker has no %s=%s: the connectors need it", variable, value)
+			}
 		}
 	})
 	t.Run("another program finds it running", func(t *testing.T) {

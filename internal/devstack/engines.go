@@ -245,7 +245,7 @@ func (s *Stack) connect(kit Kit, i int) (Process, error) {
 		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),
 		Args: append(s.jvm(kit, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
 		Temp: s.temp(name), Again: NoBroker, Schedule: schedule,
-		Env: []string{schedule.Env(), "CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
+		Env: []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
 		Ready: func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/connectors", nil)
 			if err != nil {
@@ -261,6 +261,9 @@ func (s *Stack) connect(kit Kit, i int) (Process, error) {
 			}
 			return nil
 		},
+	}
+	for variable, value := range schedule.Env() {
+		p.Env = append(p.Env, variable+"="+value)
 	}
 	if _, running := s.running(name); running {
 		return p, nil

@@ -316,7 +316,7 @@ func TestWorkersOfComposeAreScheduledAsOthers(t *testing.T) {
 	for name, text := range map[string]string{
 		"worker.properties": "",
 		// The 41st field is the policy (proc_pid_stat(5)): 3 is SCHED_BATCH.
-		"connect-distributed.sh": "#!/bin/bash\nread -ra stat </proc/self/stat\necho $(tr '\\0' '\\n' </proc/$$/environ | grep -c ^CDC_POLL_INTERVAL_MS=) policy ${stat[40]} slack $(cat /proc/$$/timerslack_ns) interval $CDC_POLL_INTERVAL_MS, $1\n",
+		"connect-distributed.sh": "#!/bin/bash\nread -ra stat </proc/self/stat\necho $(tr '\\0' '\\n' </proc/$$/environ | grep -c ^CDC_POLL_INTERVAL_MS=) policy ${stat[40]} slack $(cat /proc/$$/timerslack_ns) interval $CDC_POLL_INTERVAL_MS, $CDC_MAX_BATCH_SIZE at most, $1\n",
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)
@@ -324,11 +324,12 @@ func TestWorkersOfComposeAreScheduledAsOthers(t *testing.T) {
 	}
 	script := strings.NewReplacer("/opt/connect", dir, "/opt/kafka/bin", dir, "/tmp/", dir+"/").Replace(read(t, "debezium/connect.sh"))
 	for _, c := range []struct{ env, want string }{
-		{"", "policy 3 slack 8000000 interval 2"},
-		{"CDC_POLL_INTERVAL_MS=", "policy 3 slack 8000000 interval 2"},
-		{"CDC_POLL_INTERVAL_MS=5", "policy 3 slack 8000000 interval 5"},
-		{"CDC_TIMER_SLACK_MS=0", "policy 3 slack 50000 interval 20"},
-		{"SCHEDULING_POLICY=other", "policy 0 slack 8000000 interval 2"},
+		{"", "policy 3 slack 8000000 interval 2, 1 at most"},
+		{"CDC_POLL_INTERVAL_MS=", "policy 3 slack 8000000 interval 2, 1 at most"},
+		{"CDC_POLL_INTERVAL_MS=5", "policy 3 slack 8000000 interval 5, 1 at most"},
+		{"CDC_MAX_BATCH_SIZE=2048", "policy 3 slack 8000000 interval 10, 2048 at most"},
+		{"CDC_TIMER_SLACK_MS=0", "policy 3 slack 50000 interval 20, 1 at most"},
+		{"SCHEDULING_POLICY=other", "policy 0 slack 8000000 interval 2, 1 at most"},
 	} {
 		cmd := exec.Command("bash", "-c", script)
 		cmd.Env = append(os.Environ(), "CONNECT_BOOTSTRAP_SERVERS=kafka:9092", c.env)

@@ -32,8 +32,12 @@ const (
 	PolicyVariable = "SCHEDULING_POLICY"
 	// SlackVariable is the timer slack in milliseconds. The default is 8; 0 leaves it as it is.
 	SlackVariable = "CDC_TIMER_SLACK_MS"
+	// BatchVariable is the connectors' max.batch.size, 1 to 8000; they read it from the worker's environment. With 1, the default,
+	// an event goes on at once. With more, events are gathered until there are so many or the interval is over: that costs some
+	// milliseconds and spares processors, so that a machine that is short of them carries more.
+	BatchVariable = "CDC_MAX_BATCH_SIZE"
 	// IntervalVariable is the connectors' poll.interval.ms in milliseconds; they read it from the worker's environment. The
-	// default is 2, and 20 without a timer slack, where 2 would cost a core.
+	// default is 2, and 20 without a timer slack, where 2 would cost a core; 10 where events are gathered.
 	IntervalVariable = "CDC_POLL_INTERVAL_MS"
 )
 
@@ -41,8 +45,8 @@ const (
 type Schedule struct {
 	Batch bool
 	Slack time.Duration
-	// Interval is what [IntervalVariable] is to be in the environment of a worker.
-	Interval string
+	// Interval and MaxBatch are what [IntervalVariable] and [BatchVariable] are to be in the environment of a worker; empty: as they are.
+	Interval, MaxBatch string
 }
 
 // ForProcess is how any process is to be scheduled, as far as this system can do it: it works without, only slower. err says what the
@@ -60,7 +64,7 @@ func ForWorker() (s Schedule, missing, err error) {
 	if err != nil {
 		return s, nil, err
 	}
-	slack, err := milliseconds(SlackVariable, 8)
+	slack, err := number(SlackVariable, "milliseconds", 8, 0, 1000)
 	if err != nil {
 		return s, nil, err
 	}
@@ -75,15 +79,19 @@ func ForWorker() (s Schedule, missing, err error) {
 	if len(cannot) > 0 {
 		missing = errors.New("the worker takes more CPU time than it could: " + strings.Join(cannot, "; "))
 	}
+	most, err := number(BatchVariable, "a number of events", 1, 1, 8000) // less than max.queue.size
+	if err != nil {
+		return s, nil, err
+	}
 	usual := 2
-	if asked.Slack == 0 {
+	switch {
+	case most > 1:
+		usual = 10
+	case asked.Slack == 0:
 		usual = 20
 	}
-	interval, err := milliseconds(IntervalVariable, usual)
-	if err == nil && interval == 0 {
-		err = fmt.Errorf("%s is 0: set it to a millisecond at least", IntervalVariable)
-	}
-	asked.Interval = strconv.Itoa(interval)
+	interval, err := number(IntervalVariable, "milliseconds", usual, 1, 1000)
+	asked.Interval, asked.MaxBatch = strconv.Itoa(interval), strconv.Itoa(most)
 	return asked, missing, err
 }
 
@@ -101,21 +109,23 @@ func policy() (Schedule, error) {
 // try tells whether this system can do it.
 func (s Schedule) try() error { return s.Start(func() error { return nil }) }
 
-// milliseconds reads a variable, def where it is not set.
-func milliseconds(variable string, def int) (int, error) {
+// number reads a variable, def where it is not set.
+func number(variable, what string, def, least, most int) (int, error) {
 	text := os.Getenv(variable)
 	if text == "" {
 		return def, nil
 	}
-	ms, err := strconv.Atoi(text)
-	if err != nil || ms < 0 || ms > 1000 {
-		return 0, fmt.Errorf("%s is %q: set it to milliseconds, 0 to 1000, or leave it out", variable, text)
+	n, err := strconv.Atoi(text)
+	if err != nil || n < least || n > most {
+		return 0, fmt.Errorf("%s is %q: set it to %s, %d to %d, or leave it out", variable, text, what, least, most)
 	}
-	return ms, nil
+	return n, nil
 }
 
-// Env is what the worker's environment is to have.
-func (s Schedule) Env() string { return IntervalVariable + "=" + s.Interval }
+// Env is what the environment of a worker is to have, by name.
+func (s Schedule) Env() map[string]string {
+	return map[string]string{IntervalVariable: s.Interval, BatchVariable: s.MaxBatch}
+}
 
 // Start runs start in a thread that is scheduled so: a process that it starts inherits that. Afterwards the thread is as before.
 func (s Schedule) Start(start func() error) error {
@@ -136,8 +146,11 @@ func (s Schedule) Exec(args []string) error {
 		return fmt.Errorf("give the path of a program: %w", err)
 	}
 	return s.Start(func() error {
-		if s.Interval != "" { // not a second one, of which programs take the first or the last
-			if err := os.Setenv(IntervalVariable, s.Interval); err != nil {
+		for name, value := range s.Env() {
+			if value == "" {
+				continue
+			}
+			if err := os.Setenv(name, value); err != nil { // not a second one, of which programs take the first or the last
 				return err
 			}
 		}

@@ -58,16 +58,18 @@ func TestStart(t *testing.T) {
 
 func TestForWorker(t *testing.T) {
 	for _, c := range []struct {
-		policy, slack, interval string
-		want                    scheduling.Schedule
+		policy, slack, interval, most string
+		want                          scheduling.Schedule
 	}{
-		{"", "", "", scheduling.Schedule{Batch: true, Slack: 8 * time.Millisecond, Interval: "2"}},
-		{"batch", "5", "7", scheduling.Schedule{Batch: true, Slack: 5 * time.Millisecond, Interval: "7"}},
-		{"other", "0", "", scheduling.Schedule{Interval: "20"}},
+		{"", "", "", "", scheduling.Schedule{Batch: true, Slack: 8 * time.Millisecond, Interval: "2", MaxBatch: "1"}},
+		{"batch", "5", "7", "8000", scheduling.Schedule{Batch: true, Slack: 5 * time.Millisecond, Interval: "7", MaxBatch: "8000"}},
+		{"other", "0", "", "1", scheduling.Schedule{Interval: "20", MaxBatch: "1"}},
+		{"", "", "", "2048", scheduling.Schedule{Batch: true, Slack: 8 * time.Millisecond, Interval: "10", MaxBatch: "2048"}},
 	} {
 		t.Setenv(scheduling.PolicyVariable, c.policy)
 		t.Setenv(scheduling.SlackVariable, c.slack)
 		t.Setenv(scheduling.IntervalVariable, c.interval)
+		t.Setenv(scheduling.BatchVariable, c.most)
 		got, missing, err := scheduling.ForWorker()
 		if missing != nil {
 			t.Skip("this system cannot:", missing)
@@ -82,6 +84,7 @@ func TestForWorker(t *testing.T) {
 	for _, c := range []struct{ variable, value string }{
 		{scheduling.PolicyVariable, "fifo"}, {scheduling.SlackVariable, "8ms"}, {scheduling.SlackVariable, "-1"}, {scheduling.SlackVariable, "1001"},
 		{scheduling.IntervalVariable, "0"}, {scheduling.IntervalVariable, "two"},
+		{scheduling.BatchVariable, "0"}, {scheduling.BatchVariable, "8192"}, {scheduling.BatchVariable, "many"},
 	} {
 		t.Run(c.variable+"="+c.value, func(t *testing.T) {
 			t.Setenv(c.variable, c.value)
