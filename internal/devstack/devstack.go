@@ -56,6 +56,9 @@ type Config struct {
 	// Ephemeral ties the stack to this process: when it ends, however it ends, the
 	// processes are killed and Dir is removed. For tests.
 	Ephemeral bool
+	// Templates, if set, is a folder in which the first stack leaves a copy of its new PostgreSQL and of its new broker, and from
+	// which others have theirs: to copy is quicker than to make. All have one system identifier then. For tests.
+	Templates string
 	// PostgresSettings are added to debezium/postgresql.conf, as name=value.
 	PostgresSettings []string
 	// Detours are ways to the engines by way of something else. For tests of a failing network.

@@ -57,7 +57,7 @@ func (s *Stack) postgres(ctx context.Context, kit Kit) (Process, error) {
 		return p, fmt.Errorf("PostgreSQL runs as the user %s, who cannot enter %s: choose another folder with STACK_CACHE", p.user.name, kit.dir)
 	}
 	if _, err := os.Stat(filepath.Join(s.cfg.Dir, "postgres")); errors.Is(err, fs.ErrNotExist) {
-		if err := s.initdb(ctx, kit, data, p.user); err != nil {
+		if err := s.newPostgres(ctx, kit, data, p.user); err != nil {
 			return p, err
 		}
 	}
@@ -68,9 +68,9 @@ func (s *Stack) postgres(ctx context.Context, kit Kit) (Process, error) {
 	return p, os.WriteFile(filepath.Join(data, "postgresql.conf"), conf, 0o644)
 }
 
-// initdb makes the data folder, whole or not at all. What lies there without a name in
+// newPostgres makes the data folder, whole or not at all. What lies there without a name in
 // the stack's folder belongs to a stack whose folder was removed.
-func (s *Stack) initdb(ctx context.Context, kit Kit, data string, u *user) error {
+func (s *Stack) newPostgres(ctx context.Context, kit Kit, data string, u *user) error {
 	half, inside := data+".new", filepath.Join(s.cfg.Dir, "postgres")
 	for _, dir := range []string{half, data, inside} {
 		if err := os.RemoveAll(dir); err != nil {
@@ -80,14 +80,26 @@ func (s *Stack) initdb(ctx context.Context, kit Kit, data string, u *user) error
 	if err := os.MkdirAll(filepath.Dir(half), 0o755); err != nil {
 		return fmt.Errorf("a folder for the data of PostgreSQL: %w", err)
 	}
-	if err := os.Mkdir(half, 0o700); err != nil {
+	err := s.fresh(ctx, Postgres, half, func() error { return initdb(ctx, kit, half, u) })
+	if err != nil {
+		return err
+	}
+	if err := os.Rename(half, data); err != nil || data == inside {
+		return err
+	}
+	s.Say("  the data of PostgreSQL is in %s: its user %s cannot enter %s", data, u.name, s.cfg.Dir)
+	return os.Symlink(data, inside)
+}
+
+func initdb(ctx context.Context, kit Kit, dir string, u *user) error {
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return fmt.Errorf("a folder for the data of PostgreSQL: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, filepath.Join(kit.postgres(), "bin", "initdb"), "-D", half, "-U", "postgres",
+	cmd := exec.CommandContext(ctx, filepath.Join(kit.postgres(), "bin", "initdb"), "-D", dir, "-U", "postgres",
 		"--auth=trust", "--encoding=UTF8", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C", "--no-sync", "--no-instructions")
 	cmd.Dir = "/"
 	if u != nil {
-		if err := os.Lchown(half, u.uid, u.gid); err != nil {
+		if err := os.Lchown(dir, u.uid, u.gid); err != nil {
 			return err
 		}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: u.credential()}
@@ -95,11 +107,42 @@ func (s *Stack) initdb(ctx context.Context, kit Kit, data string, u *user) error
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("initdb: %w: %s", err, bytes.TrimSpace(text))
 	}
-	if err := os.Rename(half, data); err != nil || data == inside {
+	return nil
+}
+
+// fresh has create make a folder, or copies the one that another stack has made.
+func (s *Stack) fresh(ctx context.Context, name, dir string, create func() error) error {
+	if s.cfg.Templates == "" {
+		return create()
+	}
+	if err := os.MkdirAll(s.cfg.Templates, 0o755); err != nil {
 		return err
 	}
-	s.Say("  the data of PostgreSQL is in %s: its user %s cannot enter %s", data, u.name, s.cfg.Dir)
-	return os.Symlink(data, inside)
+	template := filepath.Join(s.cfg.Templates, name)
+	unlock, err := LockFile(ctx, template+".lock", func() {})
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := os.Stat(template); err == nil {
+		return clone(ctx, template, dir)
+	}
+	if err := create(); err != nil {
+		return err
+	}
+	half := template + ".half"
+	if err := errors.Join(os.RemoveAll(half), clone(ctx, dir, half)); err != nil {
+		return err
+	}
+	return os.Rename(half, template)
+}
+
+// clone copies a folder with owners and rights.
+func clone(ctx context.Context, from, to string) error {
+	if text, err := exec.CommandContext(ctx, "cp", "-a", from, to).CombinedOutput(); err != nil {
+		return fmt.Errorf("cp -a: %w: %s", err, bytes.TrimSpace(text))
+	}
+	return nil
 }
 
 // stillEnding tells whether PostgreSQL has written to its log that it does not start because of processes of
@@ -192,8 +235,14 @@ func (s *Stack) format(ctx context.Context, kit Kit, name, conf, dir string) err
 	if s.cfg.Brokers == 1 {
 		args = append(args, "--standalone")
 	}
-	if text, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
-		return fmt.Errorf("format the storage of %s: %w: %s", name, err, bytes.TrimSpace(text))
+	err := s.fresh(ctx, fmt.Sprint(name, "-of-", s.cfg.Brokers), dir, func() error {
+		if text, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
+			return fmt.Errorf("format the storage of %s: %w: %s", name, err, bytes.TrimSpace(text))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	return os.Remove(begun)
 }

@@ -106,6 +106,9 @@ func NewShape(hint string, shape devstack.Shape) (*devstack.Stack, error) {
 		return nil, err
 	}
 	cfg := devstack.Config{Dir: dir, Root: Root(), Fast: true, Ephemeral: true, Shape: shape}
+	if dir := os.Getenv("TEST_BIN"); dir != "" {
+		cfg.Templates = filepath.Join(dir, "templates")
+	}
 	if err := cfg.UseFreePorts(); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
