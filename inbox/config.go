@@ -85,6 +85,9 @@ type Hooks struct {
 	Fault func(err error)
 	// Retry: an event's handler failed; it is tried again.
 	Retry func(ev Event, attempts int, err error)
+	// Lost: Kafka has removed records before this group handled them, because their retention was over or by somebody's
+	// order. Consuming goes on behind them.
+	Lost func(topic string, partition int32, records int64)
 }
 
 func (c *Config) validate() error {

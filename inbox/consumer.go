@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -64,8 +65,9 @@ type Consumer struct {
 	clock  time.Time // the database's
 	read   time.Time // when since, until and clock were read
 
-	rejoined time.Time // topics that were made anew
-	refused  error     // why the group will never have this member
+	next     map[partition]int64 // of partitions that brought records: the offset after the last one
+	rejoined time.Time           // topics that were made anew
+	refused  error               // why the group will never have this member
 
 	// limit is the size of the next batch. It halves when a batch fails for a reason
 	// that is no fault, down to the culprit, and doubles with each success, up to most.
@@ -78,8 +80,9 @@ type Consumer struct {
 	health struct {
 		sync.Mutex
 		client *kgo.Client
-		joined bool  // partitions were assigned, perhaps none, and not lost since
-		fault  error // why the database cannot work; nil while it can
+		joined bool      // partitions were assigned, perhaps none, and not lost since
+		fault  error     // why the database cannot work; nil while it can
+		begun  time.Time // when the transaction in hand began; zero: there is none
 	}
 }
 
@@ -89,7 +92,7 @@ func New(cfg Config) (*Consumer, error) {
 		return nil, err
 	}
 	_, idleBound := cfg.Pool.Config().ConnConfig.RuntimeParams["idle_in_transaction_session_timeout"]
-	return &Consumer{cfg: cfg, now: time.Now, idleBound: idleBound, queue: newQueue(), limit: cfg.MaxBatch, most: cfg.MaxBatch}, nil
+	return &Consumer{cfg: cfg, now: time.Now, idleBound: idleBound, queue: newQueue(), next: map[partition]int64{}, limit: cfg.MaxBatch, most: cfg.MaxBatch}, nil
 }
 
 // Run consumes until ctx is done, then finishes the transaction in hand, commits the
@@ -209,16 +212,18 @@ func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
 }
 
 // Ready is nil when the consumer can work: it runs, is a member of its group, a
-// broker answers, and the last transaction did not meet a fault. It waits for the broker only, until ctx is done.
+// broker answers, the last transaction did not meet a fault, and the one in hand does not take longer than twice Config.Timeout. It waits for the broker only, until ctx is done.
 func (c *Consumer) Ready(ctx context.Context) error {
 	c.health.Lock()
-	client, joined, fault := c.health.client, c.health.joined, c.health.fault
+	client, joined, fault, begun := c.health.client, c.health.joined, c.health.fault, c.health.begun
 	c.health.Unlock()
 	switch {
 	case client == nil:
 		return errors.New("inbox: the consumer does not run")
 	case fault != nil:
 		return errorf("waiting for the database", fault)
+	case !begun.IsZero() && time.Since(begun) > 2*c.cfg.Timeout:
+		return fmt.Errorf("inbox: a transaction that began %s ago does not end: its handler must return when its context is done", time.Since(begun).Round(time.Second))
 	case !joined:
 		return errors.New("inbox: not yet a member of the consumer group")
 	}
@@ -232,6 +237,12 @@ func (c *Consumer) Ready(ctx context.Context) error {
 func (c *Consumer) setFault(err error) {
 	c.health.Lock()
 	c.health.fault = err
+	c.health.Unlock()
+}
+
+func (c *Consumer) setBegun(at time.Time) {
+	c.health.Lock()
+	c.health.begun = at
 	c.health.Unlock()
 }
 
@@ -280,10 +291,39 @@ func (c *Consumer) take(fetches kgo.Fetches) (remade []string) {
 		}
 		c.cfg.Logger.Error("inbox: fetch failed", "topic", topic, "partition", p, "error", err)
 	})
-	fetches.EachRecord(func(r *kgo.Record) {
-		c.queue.add(partition{r.Topic, r.Partition}, parse(r, c.cfg.Decode))
+	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
+		p := partition{f.Topic, f.Partition}
+		c.missed(p, f)
+		for _, r := range f.Records {
+			c.queue.add(p, parse(r, c.cfg.Decode))
+		}
 	})
 	return remade
+}
+
+// missed tells of records before those of a fetch that the group has not handled and Kafka no longer has. The client goes on behind them.
+func (c *Consumer) missed(p partition, f kgo.FetchTopicPartition) {
+	if len(f.Records) == 0 {
+		return
+	}
+	first := f.Records[0].Offset
+	next, known := c.next[p]
+	if !known {
+		if next = c.client.CommittedOffsets()[p.topic][p.number].Offset; next <= 0 { // the group begins
+			next = first
+		}
+	}
+	c.next[p] = f.Records[len(f.Records)-1].Offset + 1
+	// Other gaps are Kafka's own, of transactions.
+	upto := min(first, f.LogStartOffset)
+	if next >= upto {
+		return
+	}
+	c.cfg.Logger.Error("inbox: Kafka has removed records before they were handled: their events have no effect, unless the outbox that sent them sends them again",
+		"topic", p.topic, "partition", p.number, "offset", next, "records", upto-next)
+	if c.cfg.Hooks.Lost != nil {
+		c.cfg.Hooks.Lost(p.topic, p.number, upto-next)
+	}
 }
 
 // rejoin consumes topics anew that have another identity than before: someone has deleted them,
@@ -302,6 +342,7 @@ func (c *Consumer) rejoin(ctx context.Context, topics []string) {
 	c.client.PurgeTopicsFromConsuming(topics...)
 	c.mu.Lock()
 	c.queue.dropTopics(topics)
+	maps.DeleteFunc(c.next, func(p partition, _ int64) bool { return slices.Contains(topics, p.topic) })
 	c.mu.Unlock()
 	c.client.AddConsumeTopics(topics...)
 }
@@ -368,6 +409,8 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	defer cancel()
 
 	start := time.Now()
+	c.setBegun(start)
+	defer c.setBegun(time.Time{})
 	a := &attempt{c: c, items: batch}
 	err := c.remember(ctx, batch)
 	unable := err != nil // what the inbox remembers says nothing about the events
@@ -438,19 +481,29 @@ func (c *Consumer) canCommit() bool {
 
 // remember reads which ids the inbox can judge, and rejects events that it cannot.
 func (c *Consumer) remember(ctx context.Context, batch []*item) error {
+	asked := false
+	ask := func() (err error) {
+		asked = true
+		c.since, c.until, c.clock, err = window(ctx, c.cfg.Pool)
+		c.read = c.now()
+		return err
+	}
 	if c.read.IsZero() || c.now().Sub(c.read) > windowAge {
-		since, until, clock, err := window(ctx, c.cfg.Pool)
-		if err != nil {
+		if err := ask(); err != nil {
 			return err
 		}
-		c.since, c.until, c.clock, c.read = since, until, clock, c.now()
 	}
-	now := c.clock.Add(c.now().Sub(c.read))
 	for _, it := range batch {
 		if !it.hasID {
 			continue
 		}
-		rejected, fault := judge(it.event.ID, c.since, c.until, now)
+		rejected, fault := c.judge(it.event.ID)
+		if (rejected != nil || fault != nil) && !asked { // this machine's clock may have stood still
+			if err := ask(); err != nil {
+				return err
+			}
+			rejected, fault = c.judge(it.event.ID)
+		}
 		if fault != nil {
 			return fault
 		}
@@ -459,6 +512,10 @@ func (c *Consumer) remember(ctx context.Context, batch []*item) error {
 		}
 	}
 	return nil
+}
+
+func (c *Consumer) judge(id uuid.UUID) (rejected, fault error) {
+	return judge(id, c.since, c.until, c.clock.Add(c.now().Sub(c.read)))
 }
 
 // judge tells whether an inbox that remembers from since until until can tell an id new
@@ -543,5 +600,10 @@ func (c *Consumer) lost(_ context.Context, client *kgo.Client, lost map[string][
 // drop forgets partitions, also that they were paused: they may come back during a poll.
 func (c *Consumer) drop(client *kgo.Client, lost map[string][]int32) {
 	c.queue.drop(lost)
+	for topic, numbers := range lost {
+		for _, n := range numbers {
+			delete(c.next, partition{topic, n})
+		}
+	}
 	client.ResumeFetchPartitions(lost)
 }

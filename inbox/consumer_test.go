@@ -493,6 +493,55 @@ func TestAMachinesClockMayBeWrong(t *testing.T) {
 	}
 }
 
+// What came while this machine was suspended is not of the future.
+func TestAMachinesClockMayStandStill(t *testing.T) {
+	r := newRig(t)
+	var stood atomic.Int64
+	r.clock = func() time.Time { return time.Now().Add(-time.Duration(stood.Load())) }
+	cfg := r.config()
+	cfg.Each = r.each
+	r.start(cfg)
+	r.send(event("k", "before"))
+	r.eventually(1, effects)
+	stood.Store(int64(25 * time.Hour))
+	r.send(event("k", "after"))
+	r.eventually(2, effects)
+}
+
+// A handler that does not return when its time is over leaves the consumer unable to work, for whoever asks.
+func TestAHandlerThatDoesNotReturnIsNotReady(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Timeout = 100 * time.Millisecond
+	entered, leave := make(chan bool, 100), make(chan bool)
+	cfg.Each = func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
+		entered <- true
+		<-leave
+		return r.each(ctx, tx, ev)
+	}
+	c, _ := r.start(cfg)
+	end := sync.OnceFunc(func() { close(leave) })
+	t.Cleanup(end)
+	r.send(event("k", "v"))
+	<-entered
+	ready := func(want bool, says string) {
+		t.Helper()
+		for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			err := c.Ready(t.Context())
+			if want && err == nil || !want && err != nil && strings.Contains(err.Error(), says) {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatal(err)
+			}
+		}
+	}
+	ready(false, "does not end: its handler must return")
+	end()
+	r.eventually(1, effects)
+	ready(true, "")
+}
+
 func TestAFaultIsWaitedOut(t *testing.T) {
 	bothModes(t, func(t *testing.T, r *rig, cfg inbox.Config) {
 		faults := make(chan error, 1000)
@@ -686,6 +735,56 @@ func TestATopicMadeAnewIsConsumed(t *testing.T) {
 		r.send(event(fmt.Sprint(i), fmt.Sprint("after ", i)))
 	}
 	r.eventually(8, `SELECT payload FROM effects`)
+}
+
+// A group learns that Kafka has removed what it has not handled, where it goes on and while it runs. One that begins has missed nothing.
+func TestRecordsThatKafkaRemovedAreTold(t *testing.T) {
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Each = r.each
+	cfg.MaxBatch = 2 // as many are fetched at a time
+	lost := make(chan int64, 10)
+	cfg.Hooks.Lost = func(topic string, partition int32, records int64) {
+		if topic != r.topic || partition != 1 {
+			t.Errorf("of %s, %d", topic, partition)
+		}
+		lost <- records
+	}
+	send := func(n int, payload string) {
+		t.Helper()
+		for range n {
+			r.sendTo(1, event("k", payload))
+		}
+	}
+	remove := func(before int64) {
+		t.Helper()
+		offsets := kadm.Offsets{}
+		offsets.AddOffset(r.topic, 1, before, -1)
+		if _, err := kadm.NewClient(r.kafka).DeleteRecords(t.Context(), offsets); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(3, "removed before the group begins")
+	remove(2)
+	_, stop := r.start(cfg)
+	r.eventually(1, `SELECT payload FROM effects`)
+	stop()
+	send(5, "removed while nobody consumes") // 3 to 7
+	remove(7)
+	_, stop = r.start(cfg)
+	defer stop()
+	r.eventually(2, `SELECT payload FROM effects`)
+	if got := <-lost; got != 4 {
+		t.Errorf("%d records are lost, want 4", got)
+	}
+	send(3, "kept")
+	r.eventually(5, `SELECT payload FROM effects`)
+	remove(11)
+	send(1, "kept")
+	r.eventually(6, `SELECT payload FROM effects`)
+	if len(lost) != 0 {
+		t.Errorf("%d records more are lost", <-lost)
+	}
 }
 
 func TestRedriveAndDiscard(t *testing.T) {

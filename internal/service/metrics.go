@@ -22,6 +22,7 @@ type metrics struct {
 	batches  prometheus.Histogram
 	faults   prometheus.Counter
 	retries  prometheus.Counter
+	lost     prometheus.Counter
 	dropped  *prometheus.CounterVec
 	kept     *prometheus.GaugeVec
 	windows  windows
@@ -43,11 +44,12 @@ func newMetrics(pool *pgxpool.Pool) *metrics {
 		}),
 		faults:  prometheus.NewCounter(prometheus.CounterOpts{Name: "inbox_faults_total", Help: "Transactions that failed because the database could not work."}),
 		retries: prometheus.NewCounter(prometheus.CounterOpts{Name: "inbox_retries_total", Help: "Attempts at an event that failed and are repeated."}),
+		lost:    prometheus.NewCounter(prometheus.CounterOpts{Name: "inbox_records_lost_total", Help: "Records that Kafka removed before they were handled."}),
 	}
 	m.dropped = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "partitions_dropped_total", Help: "Partitions dropped by this instance after their retention."}, []string{"table"})
 	m.kept = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "partitions_kept", Help: "1 if a partition is kept past its retention, by reason."}, []string{"table", "reason"})
 	m.registry.MustRegister(m.dropped, m.kept, &m.windows, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		m.requests, m.events, m.batches, m.faults, m.retries)
+		m.requests, m.events, m.batches, m.faults, m.retries, m.lost)
 	for _, result := range []string{"fresh", "repeated", "dead"} {
 		m.events.WithLabelValues(result) // shown from the start, as 0
 	}
@@ -82,6 +84,7 @@ func (m *metrics) hooks() inbox.Hooks {
 		},
 		Fault: func(error) { m.faults.Inc() },
 		Retry: func(inbox.Event, int, error) { m.retries.Inc() },
+		Lost:  func(_ string, _ int32, records int64) { m.lost.Add(float64(records)) },
 	}
 }
 
