@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -31,6 +32,8 @@ type Process struct {
 	Args []string
 	// Env is added to the environment of this program.
 	Env []string
+	// Variables of this program's environment are those that the process reads.
+	Variables []string
 	// Port is the port on 127.0.0.1 it will listen on, PortVariable what sets it.
 	Port         int
 	PortVariable string
@@ -81,9 +84,12 @@ func (p Process) withDefaults() Process {
 // Launch starts p unless it runs, and does not wait for it. Use it to start several
 // processes at once, and [Stack.Await] each.
 func (s *Stack) Launch(p Process) error {
-	if _, running := s.running(p.Name); running {
+	if pid, running := s.running(p.Name); running {
 		if _, port := s.born(p.Name); port != p.Port {
 			return fmt.Errorf("%s runs already, on port %d: set %s=%d, or stop it first (scripts/down.sh)", p.Name, port, p.PortVariable, port)
+		}
+		if other := p.differs(pid); other != "" {
+			s.Say("  %-18s runs already, %s; for what is there now: scripts/down.sh, then scripts/up.sh", p.Name, other)
 		}
 		return nil
 	}
@@ -134,6 +140,37 @@ func (s *Stack) Launch(p Process) error {
 	s.started = append(s.started, p.Name)
 	s.mu.Unlock()
 	return nil
+}
+
+// differs says what a process that runs has otherwise than p now would; empty if nothing, or if the system (other than Linux) does not tell.
+func (p Process) differs(pid int) string {
+	if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.HasSuffix(program, " (deleted)") {
+		return "with an older program"
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil {
+		return ""
+	}
+	has := strings.Split(string(text), "\x00")
+	var others []string
+	for _, variable := range p.Variables {
+		value := os.Getenv(variable)
+		if value == "" { // nobody asks for anything
+			continue
+		}
+		for _, own := range p.Env {
+			if name, text, _ := strings.Cut(own, "="); name == variable {
+				value = text
+			}
+		}
+		if !slices.Contains(has, variable+"="+value) {
+			others = append(others, variable)
+		}
+	}
+	if len(others) == 0 {
+		return ""
+	}
+	return "with another " + strings.Join(others, ", ")
 }
 
 // CheckPort explains a port that somebody else has.

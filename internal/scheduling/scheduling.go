@@ -41,6 +41,11 @@ const (
 	IntervalVariable = "CDC_POLL_INTERVAL_MS"
 )
 
+// Variables are all of them.
+func Variables() []string {
+	return []string{PolicyVariable, SlackVariable, BatchVariable, IntervalVariable}
+}
+
 // Schedule is how a process is scheduled. The zero value is the usual one.
 type Schedule struct {
 	Batch bool

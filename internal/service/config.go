@@ -92,6 +92,14 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 	return c, c.readRetention(getenv)
 }
 
+// Variables are those that configure the services; docs/operations.md has a table of them.
+func Variables() []string {
+	return []string{
+		"DATABASE_URL", "KAFKA_BROKERS", "HTTP_ADDR", "ORDER_TIMEOUT", "DATABASE_POOL_SIZE", "MAX_BATCH", "SESSION_TIMEOUT", "INSTANCE_ID", "SHUTDOWN_DELAY",
+		"OUTBOX_RETENTION", "TOPIC_RETENTION", "INBOX_RETENTION", "LOG_LEVEL", "LOG_FORMAT", "GOGC",
+	}
+}
+
 // readRetention checks that the inbox remembers longer than an event can come.
 func (c *config) readRetention(getenv func(string) string) (err error) {
 	for _, v := range []struct {

@@ -124,7 +124,7 @@ func TestDuration(t *testing.T) {
 	}
 }
 
-// The table in docs/operations.md has every variable that a service reads, and no other.
+// Variables and the table in docs/operations.md have every variable that a service reads, and no other.
 func TestVariablesAreListed(t *testing.T) {
 	used := map[string]bool{"ORDER_TIMEOUT": true, "GOGC": true} // order-service reads the one, Main the other
 	if _, err := readConfig(func(name string) string { used[name] = true; return environment()(name) }, io.Discard, "stock-service", ":1"); err != nil {
@@ -144,5 +144,8 @@ func TestVariablesAreListed(t *testing.T) {
 	}
 	if !maps.Equal(used, listed) {
 		t.Errorf("a service reads\n%q\ndocs/operations.md lists\n%q", slices.Sorted(maps.Keys(used)), slices.Sorted(maps.Keys(listed)))
+	}
+	if got, want := slices.Sorted(slices.Values(Variables())), slices.Sorted(maps.Keys(used)); !slices.Equal(got, want) {
+		t.Errorf("a service reads\n%q\nVariables has\n%q", want, got)
 	}
 }

@@ -233,6 +233,7 @@ func (s Service) Process(stack *devstack.Stack, bin string, instance, port int, 
 	program := filepath.Join(bin, s.Name)
 	return devstack.Process{
 		Name: devstack.Instance(s.Name, instance), Args: []string{program}, Port: port, PortVariable: devstack.PortVariable(s.PortVariable, instance),
+		Variables: service.Variables(),
 		Env: append([]string{
 			"DATABASE_URL=" + stack.UserURL(s.Database.Role, s.Database.Name),
 			"KAFKA_BROKERS=" + strings.Join(stack.Brokers(), ","), "HTTP_ADDR=" + addr,
