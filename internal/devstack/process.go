@@ -267,7 +267,7 @@ func (s *Stack) Stop(ctx context.Context, name string) error {
 	return nil
 }
 
-// Signal sends a signal to a running process.
+// Signal sends a signal to a running process. One that SIGKILL ends or SIGSTOP stops has ended or stopped when it returns.
 func (s *Stack) Signal(name string, signal syscall.Signal) error {
 	if s.elsewhere(name) {
 		return s.cfg.Engines.Signal(name, signal)
@@ -285,7 +285,28 @@ func (s *Stack) Signal(name string, signal syscall.Signal) error {
 			_, running = s.running(name)
 		}
 	}
+	// A thread that waits for a processor has to get the signal first; the others go on until then.
+	if signal == syscall.SIGSTOP {
+		for end := time.Now().Add(5 * time.Second); !stopped(pid); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				return fmt.Errorf("%s does not stop", name)
+			}
+		}
+	}
 	return nil
+}
+
+// stopped tells whether all threads of a process are stopped, or it is gone. Other systems than Linux do not tell.
+func stopped(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // the pattern is right
+	for _, file := range threads {
+		text, err := os.ReadFile(file)
+		_, state, _ := bytes.Cut(text, []byte(") "))
+		if err == nil && !bytes.HasPrefix(state, []byte("T")) {
+			return false
+		}
+	}
+	return true
 }
 
 // Down stops every process of the folder: services first, then Connect, Kafka and
