@@ -85,8 +85,9 @@ type Hooks struct {
 	Fault func(err error)
 	// Retry: an event's handler failed; it is tried again.
 	Retry func(ev Event, attempts int, err error)
-	// Lost: Kafka has removed records before this group handled them, because their retention was over or by somebody's
-	// order. Consuming goes on behind them.
+	// Lost: Kafka has removed records before this group handled them, up to so many (markers of transactions count too), because their
+	// retention was over or by somebody's order. Consuming goes on behind them. It is told with the next record of the partition,
+	// and only if the group has committed an offset there that the brokers still have (offsets.retention.minutes).
 	Lost func(topic string, partition int32, records int64)
 }
 

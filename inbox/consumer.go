@@ -212,7 +212,7 @@ func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
 }
 
 // Ready is nil when the consumer can work: it runs, is a member of its group, a
-// broker answers, the last transaction did not meet a fault, and the one in hand does not take longer than twice Config.Timeout. It waits for the broker only, until ctx is done.
+// broker answers, the last transaction did not meet a fault, and the one in hand does not take longer than twice Config.Timeout and 2 s. It waits for the broker only, until ctx is done.
 func (c *Consumer) Ready(ctx context.Context) error {
 	c.health.Lock()
 	client, joined, fault, begun := c.health.client, c.health.joined, c.health.fault, c.health.begun
@@ -222,7 +222,7 @@ func (c *Consumer) Ready(ctx context.Context) error {
 		return errors.New("inbox: the consumer does not run")
 	case fault != nil:
 		return errorf("waiting for the database", fault)
-	case !begun.IsZero() && time.Since(begun) > 2*c.cfg.Timeout:
+	case !begun.IsZero() && time.Since(begun) > c.hung():
 		return fmt.Errorf("inbox: a transaction that began %s ago does not end: its handler must return when its context is done", time.Since(begun).Round(time.Second))
 	case !joined:
 		return errors.New("inbox: not yet a member of the consumer group")
@@ -232,6 +232,9 @@ func (c *Consumer) Ready(ctx context.Context) error {
 	}
 	return nil
 }
+
+// hung is a time that a transaction and what comes with it never take, unless a handler ignores its context.
+func (c *Consumer) hung() time.Duration { return 2*c.cfg.Timeout + probeTimeout }
 
 // setFault notes why the database cannot work, or that it can.
 func (c *Consumer) setFault(err error) {
@@ -309,12 +312,12 @@ func (c *Consumer) missed(p partition, f kgo.FetchTopicPartition) {
 	first := f.Records[0].Offset
 	next, known := c.next[p]
 	if !known {
-		if next = c.client.CommittedOffsets()[p.topic][p.number].Offset; next <= 0 { // the group begins
+		if next = c.client.CommittedOffsets()[p.topic][p.number].Offset; next <= 0 { // the group begins, as far as anybody knows
 			next = first
 		}
 	}
 	c.next[p] = f.Records[len(f.Records)-1].Offset + 1
-	// Other gaps are Kafka's own, of transactions.
+	// Other gaps are Kafka's own: of transactions, or of a compacted topic.
 	upto := min(first, f.LogStartOffset)
 	if next >= upto {
 		return
@@ -411,6 +414,10 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	start := time.Now()
 	c.setBegun(start)
 	defer c.setBegun(time.Time{})
+	told := time.AfterFunc(c.hung(), func() {
+		c.cfg.Logger.Error("inbox: a transaction does not end, and nothing is consumed meanwhile: its handler must return when its context is done", "events", len(batch), "since", start)
+	})
+	defer told.Stop()
 	a := &attempt{c: c, items: batch}
 	err := c.remember(ctx, batch)
 	unable := err != nil // what the inbox remembers says nothing about the events
@@ -482,10 +489,12 @@ func (c *Consumer) canCommit() bool {
 // remember reads which ids the inbox can judge, and rejects events that it cannot.
 func (c *Consumer) remember(ctx context.Context, batch []*item) error {
 	asked := false
-	ask := func() (err error) {
+	ask := func() error {
 		asked = true
-		c.since, c.until, c.clock, err = window(ctx, c.cfg.Pool)
-		c.read = c.now()
+		since, until, clock, err := window(ctx, c.cfg.Pool)
+		if err == nil {
+			c.since, c.until, c.clock, c.read = since, until, clock, c.now()
+		}
 		return err
 	}
 	if c.read.IsZero() || c.now().Sub(c.read) > windowAge {

@@ -47,18 +47,14 @@ race=-race
 if [ "$(go env CGO_ENABLED)" != 1 ] || ! command -v "$(go env CC)" >/dev/null; then
   if [ -n "${CI:-}" ]; then need_tools gcc; else echo "no C compiler: the tests run without the race detector (install gcc to have it)" >&2; race=; fi
 fi
-model=TestEveryReachableStateIsRight
+timed='TestCluster|TestFaults'
+model=./internal/modelcheck # computes for long, in one goroutine
 if [ $# = 0 ]; then
   step "faults, and times that the race detector would spoil"
-  go test -c -o "$TEST_BIN/timed.test" ./internal/systemtest
-  timed() {
-    (cd internal/systemtest && "$TEST_BIN/timed.test" -test.timeout 25m -test.v -test.run "^$1\$") | tee "$TEST_BIN/timed.log" | grep -v level= ||
-      { status=1; grep level= "$TEST_BIN/timed.log" | tail -n 200 >&2 || true; }
-  }
-  timed TestCluster # has the machine to itself: its bars are seconds
-  # The tests that come next often wait.
-  meanwhile checks idle bash -ec "go tool staticcheck ./...; go test -count=1 -v -run $model ./internal/modelcheck"
-  timed TestFaults
+  go test -count=1 -timeout 25m -v -run "^($timed)\$" ./internal/systemtest | tee "$TEST_BIN/timed.log" | grep -v level= ||
+    { status=1; grep level= "$TEST_BIN/timed.log" | tail -n 200 >&2 || true; }
+  # The tests that come next often wait. Behind those of faults it would spoil their times.
+  meanwhile checks idle bash -ec "go tool staticcheck ./...; go test -count=1 -v $model"
 else
   step "staticcheck"
   go tool staticcheck ./...
@@ -66,8 +62,8 @@ fi
 
 packages=("$@") skip=
 if [ $# = 0 ]; then
-  packages=(./...)
-  skip="$model|TestCluster|TestFaults" # done above
+  mapfile -t packages < <(go list ./... | grep -v "${model#.}\$") # done above
+  skip=$timed
   # These test the native stack itself, and its scripts.
   [ "${TEST_STACK:-native}" = native ] || skip="$skip|TestLife|TestKilledProgram|TestSeveralOfEach|TestRefusals|TestScripts|TestUpWithTakenPort"
 fi
@@ -79,16 +75,17 @@ if [ $# -gt 0 ] || [ "$cores" -ge 4 ]; then
 else
   # Two stacks fit on fewer cores, but what comes late there is not the system's fault: beside the tests of the whole runs only
   # what does little. The supervisor's mostly wait, beside those that need no Connect.
-  light='^outboxsaga/(events|inbox|outbox|order-service|stock-service|payment-service|internal/(modelcheck|provision|service|stacktest))(/|$)|/supervisor$'
+  light='/(events|inbox|outbox|(order|stock|payment)-service|internal/(provision|service|stacktest))(/|$)|/supervisor$'
   step "go test $race, the supervisor and the packages that need no Connect"
-  tests -p 3 ./internal/supervisor $(go list ./... | grep -E "$light")
+  list() { printf '%s\n' "${packages[@]}"; }
+  tests -p 3 ./internal/supervisor $(list | grep -E "$light")
   step "go test $race, the tools"
   # First those that take long, one of which mostly waits: else the last one runs alone.
-  long='/(chaos|devstack|outboxctl)$' little='/(connect|dockerstack|relay)$'
-  tools=$(go list ./... | grep -vE "$light|/systemtest\$|$little")
+  long='/(chaos|devstack|outboxctl)$' little='/(dockerstack|relay)$'
+  tools=$(list | grep -vE "$light|/systemtest\$|$little")
   tests -p 2 $(grep -E "$long" <<<"$tools") $(grep -vE "$long" <<<"$tools")
   step "go test $race, the system, and the tools that do little"
-  tests -p 2 ./internal/systemtest $(go list ./... | grep -E "$little")
+  tests -p 2 ./internal/systemtest $(list | grep -E "$little")
 fi
 if [ $# = 0 ]; then
   step "staticcheck, and the model check (every reachable state of the saga)"

@@ -2,8 +2,10 @@ package bench
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -61,13 +63,10 @@ func TestRunOnTheRealStack(t *testing.T) {
 	if err := Prepare(t.Context(), target, shape); err != nil {
 		t.Fatal(err)
 	}
-	t.Run("a point", func(t *testing.T) {
-		books := audit.Databases{Order: system.DB("orderdb"), Stock: system.DB("stockdb"), Payment: system.DB("paymentdb")}
-		stop := auditMeanwhile(t, books)
-		aPoint(t, target, shape)
-		stop()
-	})
+	looks := auditMeanwhile(t, audit.Databases{Order: system.DB("orderdb"), Stock: system.DB("stockdb"), Payment: system.DB("paymentdb")})
+	t.Run("a point", func(t *testing.T) { aPoint(t, target, shape) })
 	t.Run("final is what a client sees", func(t *testing.T) { finalIsWhatAClientSees(t, target, shape) })
+	t.Run("every look of the audit is clean", looks)
 	t.Run("seeded orders are like real ones", func(t *testing.T) { seededOrdersAreLikeRealOnes(t, system, shape) })
 	t.Run("a system that is not there", func(t *testing.T) {
 		gone := target
@@ -81,39 +80,49 @@ func TestRunOnTheRealStack(t *testing.T) {
 	})
 }
 
-// auditMeanwhile looks at a system under load. Every look must be clean, and at the end nothing may be open.
-func auditMeanwhile(t *testing.T, books audit.Databases) (stop func()) {
+// auditMeanwhile audits a system until the test that it returns runs: every look must be clean, and at the end nothing may be open.
+func auditMeanwhile(t *testing.T, books audit.Databases) func(*testing.T) {
 	t.Helper()
-	var looks sync.WaitGroup
-	done := make(chan struct{})
-	looks.Go(func() {
-		a := audit.New(books, audit.Options{Grace: 5 * time.Second}) // as slow machines need while the JVMs compile
+	ctx, cancel := context.WithCancel(context.Background())
+	rounds, orders := 0, 0
+	look := func(a *audit.Auditor) error {
+		wrong, err := audit.Conservation(ctx, books)
+		if err != nil || len(wrong) > 0 {
+			return fmt.Errorf("%v %w", wrong, err)
+		}
+		r, err := a.Round(ctx)
+		if err != nil || !r.Clean() {
+			return fmt.Errorf("%+v %w", r, err)
+		}
+		rounds, orders = rounds+1, orders+int(r.Checked["orders"])
+		return nil
+	}
+	ended := make(chan error, 1)
+	var stopping atomic.Bool
+	go func() {
+		a := audit.New(books, audit.Options{Grace: 4 * time.Second}) // as slow machines need while the JVMs compile
 		for {
-			wrong, err := audit.Conservation(t.Context(), books)
-			if err != nil || len(wrong) > 0 {
-				t.Error(wrong, err)
+			if err := look(a); err != nil || stopping.Load() {
+				ended <- err
 				return
-			}
-			r, err := a.Round(t.Context())
-			if err != nil || !r.Clean() {
-				t.Errorf("%+v %v", r, err)
-				return
-			}
-			select {
-			case <-done:
-				return
-			default:
 			}
 		}
-	})
-	return func() {
-		close(done)
-		looks.Wait()
+	}()
+	t.Cleanup(cancel)
+	return func(t *testing.T) {
+		stopping.Store(true)
+		if err := <-ended; err != nil {
+			t.Fatal(err)
+		}
+		if rounds < 10 || orders < 50 {
+			t.Errorf("%d rounds have judged %d orders only", rounds, orders)
+		}
 		time.Sleep(1100 * time.Millisecond)
-		r, err := audit.Once(t.Context(), books, audit.Options{Grace: time.Second})
-		if err != nil || !r.Clean() || r.Open != 0 || r.Checked["events"] < 4*100 || r.Checked["orders"] < 101 {
+		r, err := audit.Once(ctx, books, audit.Options{Grace: time.Second})
+		if err != nil || !r.Clean() || r.Open != 0 || r.Checked["events"] < 4*200 || r.Checked["orders"] < 240 {
 			t.Errorf("%+v %v", r, err)
 		}
+		t.Logf("%d rounds have judged %d orders; at the end %v", rounds, orders, r.Checked)
 	}
 }
 

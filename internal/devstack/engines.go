@@ -80,7 +80,7 @@ func (s *Stack) newPostgres(ctx context.Context, kit Kit, data string, u *user) 
 	if err := os.MkdirAll(filepath.Dir(half), 0o755); err != nil {
 		return fmt.Errorf("a folder for the data of PostgreSQL: %w", err)
 	}
-	err := s.fresh(ctx, Postgres, half, func() error { return initdb(ctx, kit, half, u) })
+	err := s.fresh(ctx, kit, Postgres, half, func() error { return initdb(ctx, kit, half, u) })
 	if err != nil {
 		return err
 	}
@@ -111,14 +111,14 @@ func initdb(ctx context.Context, kit Kit, dir string, u *user) error {
 }
 
 // fresh has create make a folder, or copies the one that another stack has made.
-func (s *Stack) fresh(ctx context.Context, name, dir string, create func() error) error {
+func (s *Stack) fresh(ctx context.Context, kit Kit, name, dir string, create func() error) error {
 	if s.cfg.Templates == "" {
 		return create()
 	}
-	if err := os.MkdirAll(s.cfg.Templates, 0o755); err != nil {
+	template := filepath.Join(s.cfg.Templates, filepath.Base(kit.dir), name) // of these versions
+	if err := os.MkdirAll(filepath.Dir(template), 0o755); err != nil {
 		return err
 	}
-	template := filepath.Join(s.cfg.Templates, name)
 	unlock, err := LockFile(ctx, template+".lock", func() {})
 	if err != nil {
 		return err
@@ -235,7 +235,7 @@ func (s *Stack) format(ctx context.Context, kit Kit, name, conf, dir string) err
 	if s.cfg.Brokers == 1 {
 		args = append(args, "--standalone")
 	}
-	err := s.fresh(ctx, fmt.Sprint(name, "-of-", s.cfg.Brokers), dir, func() error {
+	err := s.fresh(ctx, kit, fmt.Sprint(name, "-of-", s.cfg.Brokers), dir, func() error {
 		if text, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput(); err != nil {
 			return fmt.Errorf("format the storage of %s: %w: %s", name, err, bytes.TrimSpace(text))
 		}

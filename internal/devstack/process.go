@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -144,33 +143,32 @@ func (s *Stack) Launch(p Process) error {
 
 // differs says what a process that runs has otherwise than p now would; empty if nothing, or if the system (other than Linux) does not tell.
 func (p Process) differs(pid int) string {
+	var others []string
 	if program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.HasSuffix(program, " (deleted)") {
-		return "with an older program"
+		others = append(others, "with an older program")
 	}
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
 	if err != nil {
-		return ""
+		return strings.Join(others, ", ")
 	}
-	has := strings.Split(string(text), "\x00")
-	var others []string
+	has := map[string]string{}
+	for entry := range strings.SplitSeq(string(text), "\x00") {
+		name, value, _ := strings.Cut(entry, "=")
+		has[name] = value
+	}
 	for _, variable := range p.Variables {
-		value := os.Getenv(variable)
-		if value == "" { // nobody asks for anything
-			continue
-		}
+		value, asked := os.LookupEnv(variable)
 		for _, own := range p.Env {
 			if name, text, _ := strings.Cut(own, "="); name == variable {
 				value = text
 			}
 		}
-		if !slices.Contains(has, variable+"="+value) {
-			others = append(others, variable)
+		// What nobody asks for may be otherwise, but not missing: a worker of an older version.
+		if was, set := has[variable]; value != was && (asked || !set) {
+			others = append(others, fmt.Sprintf("without %s=%s", variable, value))
 		}
 	}
-	if len(others) == 0 {
-		return ""
-	}
-	return "with another " + strings.Join(others, ", ")
+	return strings.Join(others, ", ")
 }
 
 // CheckPort explains a port that somebody else has.
@@ -301,8 +299,7 @@ func stopped(pid int) bool {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // the pattern is right
 	for _, file := range threads {
 		text, err := os.ReadFile(file)
-		_, state, _ := bytes.Cut(text, []byte(") "))
-		if err == nil && !bytes.HasPrefix(state, []byte("T")) {
+		if i := bytes.LastIndex(text, []byte(") ")); err == nil && !bytes.ContainsAny(text[i+2:i+3], "TZX") { // proc_pid_stat(5)
 			return false
 		}
 	}

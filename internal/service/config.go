@@ -92,10 +92,10 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 	return c, c.readRetention(getenv)
 }
 
-// Variables are those that configure the services; docs/operations.md has a table of them.
+// Variables are those that configure every service; docs/operations.md has a table of them.
 func Variables() []string {
 	return []string{
-		"DATABASE_URL", "KAFKA_BROKERS", "HTTP_ADDR", "ORDER_TIMEOUT", "DATABASE_POOL_SIZE", "MAX_BATCH", "SESSION_TIMEOUT", "INSTANCE_ID", "SHUTDOWN_DELAY",
+		"DATABASE_URL", "KAFKA_BROKERS", "HTTP_ADDR", "DATABASE_POOL_SIZE", "MAX_BATCH", "SESSION_TIMEOUT", "INSTANCE_ID", "SHUTDOWN_DELAY",
 		"OUTBOX_RETENTION", "TOPIC_RETENTION", "INBOX_RETENTION", "LOG_LEVEL", "LOG_FORMAT", "GOGC",
 	}
 }

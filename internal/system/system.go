@@ -39,14 +39,15 @@ type Service struct {
 	PortVariable string
 	DefaultPort  int
 	Topics       []string // that its database writes
+	Variables    []string // of its environment, beside those of every service
 }
 
 // Services are the three services, order-service first.
 func Services() []Service {
 	return []Service{
-		{"order-service", withSupervisor(database("orderdb", "order_service", provision.Migrations{FS: ordermigrations.FS})), "ORDER_PORT", 8080, events.OrderTopics()},
-		{"stock-service", database("stockdb", "stock_service", provision.Migrations{FS: stockmigrations.FS}), "STOCK_PORT", 8081, events.StockTopics()},
-		{"payment-service", database("paymentdb", "payment_service", provision.Migrations{FS: paymentmigrations.FS}), "PAYMENT_PORT", 8082, events.PaymentTopics()},
+		{"order-service", withSupervisor(database("orderdb", "order_service", provision.Migrations{FS: ordermigrations.FS})), "ORDER_PORT", 8080, events.OrderTopics(), []string{"ORDER_TIMEOUT"}},
+		{"stock-service", database("stockdb", "stock_service", provision.Migrations{FS: stockmigrations.FS}), "STOCK_PORT", 8081, events.StockTopics(), nil},
+		{"payment-service", database("paymentdb", "payment_service", provision.Migrations{FS: paymentmigrations.FS}), "PAYMENT_PORT", 8082, events.PaymentTopics(), nil},
 	}
 }
 
@@ -233,7 +234,7 @@ func (s Service) Process(stack *devstack.Stack, bin string, instance, port int, 
 	program := filepath.Join(bin, s.Name)
 	return devstack.Process{
 		Name: devstack.Instance(s.Name, instance), Args: []string{program}, Port: port, PortVariable: devstack.PortVariable(s.PortVariable, instance),
-		Variables: service.Variables(),
+		Variables: append(service.Variables(), s.Variables...),
 		Env: append([]string{
 			"DATABASE_URL=" + stack.UserURL(s.Database.Role, s.Database.Name),
 			"KAFKA_BROKERS=" + strings.Join(stack.Brokers(), ","), "HTTP_ADDR=" + addr,

@@ -206,8 +206,14 @@ func (w *world) audit() {
 // drained waits until every event has been handled: audit is meant for then.
 func (w *world) drained(within time.Duration) {
 	w.t.Helper()
-	for deadline := time.Now().Add(within); len(w.unhandled()) > 0 && time.Now().Before(deadline); {
-		time.Sleep(50 * time.Millisecond)
+	for deadline := time.Now().Add(within); ; time.Sleep(50 * time.Millisecond) {
+		left := w.unhandled()
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.t.Fatalf("%d events are not handled after %v, the first: %s", len(left), within, left[0])
+		}
 	}
 }
 

@@ -100,8 +100,10 @@ func poison(w *world) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	strangers := map[string]bool{}
 	for range 20 { // every partition has one
 		u := uuid.Must(uuid.NewV7()).String()
+		strangers[u] = true
 		w.Produce(&kgo.Record{Topic: ev.Topic, Key: []byte(u), Value: []byte(strings.ReplaceAll(string(ev.Payload), unknown.OrderID, u)), Headers: []kgo.RecordHeader{id(), kind(ev.Type)}})
 	}
 	begin := time.Now()
@@ -111,5 +113,15 @@ func poison(w *world) {
 	if took > 3*time.Second && !stacktest.Race {
 		t.Errorf("an order behind answers for unknown orders took %v, more than 3 s", took)
 	}
-	w.drained(30 * time.Second) // what became of it has answers too, that nobody waits for
+	// Nothing of it is left to be put aside later: its dead letters are announced, and the answers to nobody are given up.
+	w.drained(30 * time.Second)
+	w.await("20 dead letters of answers for unknown orders", func() bool {
+		n := 0
+		for _, key := range w.query("orderdb", `SELECT convert_from(key, 'UTF8') FROM dead_letters WHERE topic = $1 AND error LIKE '%there is no order%'`, events.TopicPaymentSuccess) {
+			if strangers[key] {
+				n++
+			}
+		}
+		return n == len(strangers)
+	})
 }

@@ -55,7 +55,7 @@ func Full() Options {
 		Maximum: true, Step: 10 * time.Second, Confirm: time.Minute,
 		SeededOrders: []int{0, 1_000_000, 5_000_000}, Down: time.Minute, Soak: Soak{Orders: 1_000_000, Rate: 1000, Days: 10},
 		Shape: bench.Shape{Customers: 1000, Items: 1000}, Instances: 1,
-		Systems: []string{bench.CDC, bench.Poller},
+		Systems: []string{bench.CDC, bench.Gathering, bench.Poller},
 	}
 }
 
