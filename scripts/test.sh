@@ -62,7 +62,8 @@ fi
 
 packages=("$@") skip=
 if [ $# = 0 ]; then
-  mapfile -t packages < <(go list ./... | grep -v "${model#.}\$") # done above
+  # shellcheck disable=SC2207 # a list of words, for bash 3.2 too
+  packages=($(go list ./... | grep -v "${model#.}\$")) # done above
   skip=$timed
   # These test the native stack itself, and its scripts.
   [ "${TEST_STACK:-native}" = native ] || skip="$skip|TestLife|TestKilledProgram|TestSeveralOfEach|TestRefusals|TestScripts|TestUpWithTakenPort"
