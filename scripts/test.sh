@@ -2,7 +2,7 @@
 # Runs every test: formatting, go vet, staticcheck, and all Go tests, with the race detector but for those of faults
 # and times, on real PostgreSQL, Kafka and Debezium that the tests start themselves, on free ports, beside whatever runs already.
 #
-#   scripts/test.sh              everything (15 to 20 minutes on 2 slow cores, 9 on 4)
+#   scripts/test.sh              everything (15 minutes on 2 slow cores, 9 on 4)
 #   scripts/test.sh ./inbox/...  the tests of some packages only
 #   TEST_STACK=docker scripts/test.sh    PostgreSQL, Kafka and Connect in containers, for the same tests
 set -euo pipefail
@@ -82,7 +82,7 @@ else
   tests -p 3 ./internal/supervisor $(list | grep -E "$light")
   step "go test $race, the tools"
   # First those that take long, one of which mostly waits: else the last one runs alone.
-  long='/(chaos|devstack|outboxctl)$' little='/(dockerstack|relay)$'
+  long='/(chaos|connect|devstack|outboxctl)$' little='/(audit|dockerstack|relay)$'
   tools=$(list | grep -vE "$light|/systemtest\$|$little")
   tests -p 2 $(grep -E "$long" <<<"$tools") $(grep -vE "$long" <<<"$tools")
   step "go test $race, the system, and the tools that do little"
