@@ -33,6 +33,9 @@ const (
 	// secondLook is how much later an order is looked at again. It must exceed the time from the
 	// making of an order's id to its commit (10 s, see service.Gather) and how far clocks may differ.
 	secondLook = 2 * time.Minute
+	// lookBack is how far before that position a start begins its first look: an instance whose clock was behind has given its
+	// orders older ids, and would look for them by the same clock, but it may have ended, and its clock be right now.
+	lookBack = time.Hour
 	// keepSwept is how often the second look's position is kept.
 	keepSwept = 10 * time.Second
 	// sweepTimeout bounds a round. A server that has gone without a word would else be waited for until TCP gives up.
@@ -78,7 +81,7 @@ func (s *Saga) sweep(ctx context.Context) error {
 					return false, fmt.Errorf("read orders_swept: %w", err)
 				}
 				begin := lower(from, s.until(secondLook))
-				first, second = &sweeper{s, 0, begin, nil}, &sweeper{s, secondLook, begin, nil}
+				first, second = &sweeper{s, 0, floor(timeOf(begin).Add(-lookBack)), nil}, &sweeper{s, secondLook, begin, nil}
 			}
 			more, err := first.step(ctx)
 			if err != nil {
@@ -178,6 +181,11 @@ func lower(x, y uuid.UUID) uuid.UUID {
 		return x
 	}
 	return y
+}
+
+// timeOf is the time in a UUIDv7, or in what [floor] has made.
+func timeOf(id uuid.UUID) time.Time {
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16))
 }
 
 // floor is the lowest UUIDv7 of a time: a bound on the ids of orders placed before.

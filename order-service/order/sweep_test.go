@@ -121,6 +121,18 @@ func TestTimeoutAfterAClockWasAhead(t *testing.T) {
 	})
 }
 
+// Orders of an instance whose clock was behind, and which has ended since, have ids below what the others have looked at.
+func TestTimeoutAfterAClockWasBehind(t *testing.T) {
+	pool := database(t)
+	for _, sql := range []string{`UPDATE orders_swept SET upto = uuidv7('-3 minutes')`, strings.Replace(insertOld, "$1", "1", 1)} {
+		if _, err := pool.Exec(t.Context(), strings.Replace(sql, "-1 hour", "-50 minutes", 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o := join(t, pool, time.Minute)
+	eventually(t, o, "FAILED 1", byStatus)
+}
+
 // Without the row that says where to begin nothing would time out: that is said, and mended at once.
 func TestTimeoutWithoutAStart(t *testing.T) {
 	pool := database(t)
