@@ -212,7 +212,8 @@ func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
 }
 
 // Ready is nil when the consumer can work: it runs, is a member of its group, a
-// broker answers, the last transaction did not meet a fault, and the one in hand does not take longer than twice Config.Timeout and 2 s. It waits for the broker only, until ctx is done.
+// broker answers, the last transaction did not meet a fault, and the one in hand does not take
+// longer than twice Config.Timeout and 2 s. It waits for the broker only, until ctx is done.
 func (c *Consumer) Ready(ctx context.Context) error {
 	c.health.Lock()
 	client, joined, fault, begun := c.health.client, c.health.joined, c.health.fault, c.health.begun

@@ -44,7 +44,7 @@ func TestHealthAndMetrics(t *testing.T) {
 	for _, want := range []string{
 		`http_request_duration_seconds_count{code="404",method="GET",route="/dead-letters/{id}"} 1`,
 		`http_request_duration_seconds_count{code="404",method="other",route="none"} 1`,
-		`inbox_events_total{result="fresh"} 0`, "go_goroutines", "db_pool_in_use", "inbox_faults_total 0",
+		`inbox_events_total{result="fresh"} 0`, "go_goroutines", "db_pool_in_use", "inbox_faults_total 0", "inbox_records_lost_total 0",
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("%d: no %s", status, want)
