@@ -198,7 +198,7 @@ func (w *world) audit() {
 	if len(charged)+len(reserved) != 0 {
 		w.t.Errorf("effects without an order: charged %v, reserved %v", charged, reserved)
 	}
-	for _, lost := range w.unhandled() {
+	for _, lost := range w.unhandled(forever) {
 		w.t.Errorf("lost: %s", lost)
 	}
 }
@@ -206,8 +206,14 @@ func (w *world) audit() {
 // drained waits until every event has been handled: audit is meant for then.
 func (w *world) drained(within time.Duration) {
 	w.t.Helper()
+	w.drainedUntil(forever, within)
+}
+
+// drainedUntil waits until the events written until then have been handled: under load there are always younger ones.
+func (w *world) drainedUntil(until time.Time, within time.Duration) {
+	w.t.Helper()
 	for deadline := time.Now().Add(within); ; time.Sleep(50 * time.Millisecond) {
-		left := w.unhandled()
+		left := w.unhandled(until)
 		if len(left) == 0 {
 			return
 		}
@@ -217,8 +223,11 @@ func (w *world) drained(within time.Duration) {
 	}
 }
 
-// unhandled are the events of the outboxes that are not in the inbox of their consumer.
-func (w *world) unhandled() (all []string) {
+// forever is after every event.
+var forever = time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// unhandled are the events that the outboxes have of the time until then and that are not in the inbox of their consumer.
+func (w *world) unhandled(until time.Time) (all []string) {
 	w.t.Helper()
 	for _, route := range []struct{ from, to, topics string }{
 		{"orderdb", "paymentdb", `'payment', 'payment.compensation'`},
@@ -226,7 +235,7 @@ func (w *world) unhandled() (all []string) {
 		{"paymentdb", "orderdb", `'payment.success', 'payment.failed', 'payment.compensated', 'payment.dlt'`},
 		{"stockdb", "orderdb", `'stock.success', 'stock.failed', 'stock.compensated', 'stock.dlt'`},
 	} {
-		sent := w.query(route.from, `SELECT id::text FROM outbox WHERE topic IN (`+route.topics+`)`)
+		sent := w.query(route.from, `SELECT id::text FROM outbox WHERE topic IN (`+route.topics+`) AND created_at AT TIME ZONE 'UTC' <= $1`, until)
 		seen := set(w.query(route.to, `SELECT event_id::text FROM inbox`))
 		for _, id := range sent {
 			if !seen[id] {

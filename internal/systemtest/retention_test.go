@@ -151,7 +151,7 @@ func (d delays) String() string {
 // delays looks at the events of a time. All databases have the same clock.
 func (w *world) delays(since, until time.Time) delays {
 	w.t.Helper()
-	w.drained(20 * time.Second)
+	w.drainedUntil(until, 20*time.Second)
 	type row struct {
 		ID uuid.UUID
 		At time.Time
