@@ -52,12 +52,24 @@ func exec(t *testing.T, p *pgxpool.Pool, sql string, args ...any) {
 // read begins to read a slot.
 func read(t *testing.T, p *pgxpool.Pool, slot string) *reader {
 	t.Helper()
+	return readOn(t, p, replication(t, p), slot)
+}
+
+// replication is a connection as readers have it.
+func replication(t *testing.T, p *pgxpool.Pool) *pgconn.PgConn {
+	t.Helper()
 	cfg := p.Config().ConnConfig.Config.Copy()
 	cfg.RuntimeParams["replication"] = "database"
 	conn, err := pgconn.ConnectConfig(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+func readOn(t *testing.T, p *pgxpool.Pool, conn *pgconn.PgConn, slot string) *reader {
+	t.Helper()
 	r := &reader{t, p, slot, conn}
 	t.Cleanup(r.stop)
 	conn.Frontend().Send(&pgproto3.Query{String: fmt.Sprintf(`START_REPLICATION SLOT %s LOGICAL 0/0 (proto_version '1', publication_names 'outbox_pub')`, slot)})

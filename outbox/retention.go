@@ -36,8 +36,9 @@ func Reasons() []Reason {
 
 // DropPartitions drops the partitions of the outbox that are past retention (1 to 400 days), oldest
 // first, and returns their names. kept, if not nil, is why the next one has to stay: call again later,
-// after some seconds if it is [Unconfirmed]. A day's partition is past retention when its last id is. The
-// clock is the database's, so that those of the services do not matter.
+// after some seconds if it is [Unconfirmed]. A day's partition is past retention when its last id is. Retention
+// counts back from now, by the database's clock, or from the end of the day of the newest event if that is earlier: a database whose clock is
+// days ahead drops nothing too soon, and while nothing is written nothing grows old.
 //
 // A partition goes only if all its events are in Kafka, by these rules:
 //

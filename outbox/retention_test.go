@@ -147,6 +147,63 @@ func TestANewSlotHasConfirmedNothing(t *testing.T) {
 	drop(t, p, 3*day, past, "", "")
 }
 
+// While a slot is being made, which lasts as long as the transactions of the whole server, its maker has it. It becomes the reader
+// afterwards, and must not count as one that has confirmed what it will send from a snapshot.
+func TestASlotInTheMakingHasConfirmedNothing(t *testing.T) {
+	p := aged(t)
+	open, err := p.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Rollback(context.Background())
+	if err := outbox.Write(t.Context(), open, some(1)...); err != nil {
+		t.Fatal(err)
+	}
+	maker := replication(t, p)
+	t.Cleanup(func() { dropSlot(t, p, "making") })
+	made := make(chan error, 1)
+	go func() {
+		made <- maker.Exec(context.Background(), `CREATE_REPLICATION_SLOT making LOGICAL pgoutput`).Close()
+	}()
+	for deadline := time.Now().Add(10 * time.Second); len(rows(t, p, `SELECT 'x' FROM pg_replication_slots WHERE slot_name = 'making' AND active`)) == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the slot is not being made")
+		}
+	}
+	drop(t, p, 3*day, 0, outbox.SlotInactive, "nobody reads slot making")
+	if err := open.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	drop(t, p, 3*day, 0, outbox.SlotInactive, "nobody reads slot making") // the connector reads its snapshot
+	r := readOn(t, p, maker, "making")
+	drop(t, p, 3*day, 0, outbox.Unconfirmed, "sealed now")
+	drop(t, p, 3*day, 0, outbox.Unconfirmed, "slot making has not confirmed")
+	r.confirm()
+	drop(t, p, 3*day, past, "", "")
+}
+
+// To a server whose clock is four days ahead the newest event is four days old. What is within retention of it stays, and takes events.
+func TestAServersClockThatIsAheadDropsNothingTooSoon(t *testing.T) {
+	p := pool(t)
+	exec(t, p, `SELECT event_partitions_prepare('outbox', 10, 7)`)
+	for d := 10; d >= 4; d-- {
+		write(t, p, at(time.Duration(d)*day))
+	}
+	newSlot(t, p, "clock")
+	r := read(t, p, "clock")
+	drop(t, p, 3*day, 0, outbox.Unconfirmed, "sealed now")
+	r.confirm()
+	drop(t, p, 3*day, 4, "", "") // days 10 to 7 ago
+	write(t, p, at(6*day))
+	write(t, p, at(0))
+	drop(t, p, 3*day, 0, outbox.Unconfirmed, "sealed now")
+	r.confirm()
+	drop(t, p, 3*day, past-4, "", "")
+}
+
 func TestALostSlotKeepsEverything(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it writes much log")

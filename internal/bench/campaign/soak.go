@@ -126,7 +126,7 @@ func (s *session) soakDay(ctx context.Context, n, left int) (found bench.SoakDay
 		return found, err
 	}
 	for _, pool := range s.pools {
-		dropped, err := dropDays(ctx, pool, left)
+		dropped, err := dropDays(ctx, pool)
 		if err != nil {
 			return found, err
 		}
@@ -179,14 +179,15 @@ WHERE c.relkind = 'r' AND c.relnamespace = current_schema()::regnamespace GROUP 
 	return err
 }
 
-// dropDays drops what is older than the days that stay, as a service does: it waits for slots and locks.
-func dropDays(ctx context.Context, pool *pgxpool.Pool, left int) (dropped int, err error) {
+// dropDays drops what is older than the days that stay, as a service does: it waits for slots and locks. Age counts back from the newest
+// event, which is days old.
+func dropDays(ctx context.Context, pool *pgxpool.Pool) (dropped int, err error) {
 	for _, drop := range []func() ([]string, *outbox.Kept, error){
 		func() ([]string, *outbox.Kept, error) {
-			return outbox.DropPartitions(ctx, pool, time.Duration(left+outboxDays-1)*day)
+			return outbox.DropPartitions(ctx, pool, outboxDays*day)
 		},
 		func() ([]string, *outbox.Kept, error) {
-			return inbox.DropPartitions(ctx, pool, time.Duration(left+inboxDays-1)*day)
+			return inbox.DropPartitions(ctx, pool, inboxDays*day)
 		},
 	} {
 		for end := time.Now().Add(time.Minute); ; {
