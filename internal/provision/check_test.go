@@ -12,6 +12,7 @@ import (
 	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
 )
 
 // Each setting with which no event could flow is said, and what to do about it.
@@ -114,5 +115,20 @@ func TestCheckTopics(t *testing.T) {
 	err := provision.CheckTopics(t.Context(), brokers, provision.Topic{Name: topic, Partitions: 6}, provision.Topic{Name: "nowhere", Partitions: 6})
 	if err == nil || !strings.Contains(err.Error(), "has 3 partitions, it must have 6") || !strings.Contains(err.Error(), "topic nowhere is missing: run outboxctl provision") {
 		t.Error(err)
+	}
+}
+
+// A row that was written while its database's clock was wrong must not stop all that is behind it.
+func TestTopicsTakeTheTimesOfAWrongClock(t *testing.T) {
+	topic := stacktest.Topic(t, 1)
+	client, err := kgo.NewClient(kgo.SeedBrokers(stacktest.Brokers(t)...), kgo.ProducerLinger(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for _, ahead := range []time.Duration{8 * time.Hour, 30 * 24 * time.Hour, -30 * 24 * time.Hour} {
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Value: []byte("x"), Timestamp: time.Now().Add(ahead)}).FirstErr(); err != nil {
+			t.Errorf("%s ahead: %v", ahead, err)
+		}
 	}
 }

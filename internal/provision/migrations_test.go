@@ -5,7 +5,10 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"strings"
 	"testing"
+	"testing/fstest"
+	"time"
 
 	"outboxsaga/internal/provision"
 	"outboxsaga/internal/stacktest"
@@ -84,5 +87,87 @@ func differ(t *testing.T, when string, want, got []string) {
 		if !slices.Contains(want, line) {
 			t.Errorf("%s: there is\n%s", when, line)
 		}
+	}
+}
+
+func files(of map[string]string) provision.Migrations {
+	m := fstest.MapFS{}
+	for name, text := range of {
+		m[name] = &fstest.MapFile{Data: []byte(text)}
+	}
+	return provision.Migrations{FS: m, Path: ".", Table: "t_migrations"}
+}
+
+// A migration that needs a table for itself waits for those who read it without stopping those who write, and what has failed can be tried again.
+func TestMigrateBesideOthers(t *testing.T) {
+	url := stacktest.Database(t)
+	db, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close(context.WithoutCancel(t.Context()))
+	of := map[string]string{"1_table.up.sql": `CREATE TABLE t (a int); SELECT 1 / 0`}
+	migrate := func(ctx context.Context) error { return provision.Migrate(ctx, url, "", files(of)) }
+	if err := migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "division by zero") {
+		t.Fatal(err)
+	}
+	of["1_table.up.sql"] = `CREATE TABLE t (a int)`
+	if err := migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	reading, err := db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := reading.Exec(t.Context(), `SELECT FROM t`); err != nil {
+		t.Fatal(err)
+	}
+	of["2_column.up.sql"] = `ALTER TABLE t ADD COLUMN b int`
+	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if err := migrate(short); err == nil || !strings.Contains(err.Error(), "pg_stat_activity") {
+		t.Fatal(err)
+	}
+	migrated := make(chan error, 1)
+	go func() { migrated <- migrate(t.Context()) }()
+	writer, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close(context.WithoutCancel(t.Context()))
+	worst := time.Duration(0)
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); {
+		begin := time.Now()
+		if _, err := writer.Exec(t.Context(), `INSERT INTO t (a) VALUES (1)`); err != nil {
+			t.Fatal(err)
+		}
+		worst = max(worst, time.Since(begin))
+	}
+	if worst < 200*time.Millisecond || worst > 2*time.Second {
+		t.Errorf("a writer waited for %v at most, want about 500 ms", worst)
+	}
+	select {
+	case err := <-migrated:
+		t.Fatalf("it did not wait for the reader: %v", err)
+	default:
+	}
+	if err := reading.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-migrated; err != nil {
+		t.Error(err)
+	}
+	if _, err := db.Exec(t.Context(), `UPDATE t SET b = 1`); err != nil {
+		t.Error(err)
+	}
+
+	// The process ended in the middle.
+	if _, err := db.Exec(t.Context(), `UPDATE t_migrations SET dirty = true`); err != nil {
+		t.Fatal(err)
+	}
+	const todo = "if not, UPDATE t_migrations SET version = 1, dirty = false; and try again"
+	if err := migrate(t.Context()); err == nil || !strings.Contains(err.Error(), todo) {
+		t.Error(err)
 	}
 }

@@ -14,10 +14,12 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"time"
 
 	"outboxsaga/outbox"
 
 	"github.com/golang-migrate/migrate/v4"
+	migratedb "github.com/golang-migrate/migrate/v4/database"
 	migratepgx "github.com/golang-migrate/migrate/v4/database/pgx/v5"
 	"github.com/golang-migrate/migrate/v4/source/iofs"
 	"github.com/jackc/pgx/v5"
@@ -269,13 +271,19 @@ func slot(ctx context.Context, conn *pgx.Conn, d Database) error {
 	return nil
 }
 
+// lockWait is how long a migration waits for a table that others use: whoever writes meanwhile waits behind it. lockPause is
+// until it tries again.
+const lockWait, lockPause = "500ms", time.Second
+
 // Migrate brings a database to the newest version of each of the migrations, in their
-// order, as role (empty: as the URL's own).
+// order, as role (empty: as the URL's own). Where others use a table for long it tries again until ctx is over. Each file is one
+// transaction: one that failed leaves nothing behind.
 func Migrate(ctx context.Context, databaseURL, role string, migrations ...Migrations) error {
 	config, err := pgx.ParseConfig(databaseURL)
 	if err != nil {
 		return err
 	}
+	config.RuntimeParams["lock_timeout"] = lockWait
 	if role != "" {
 		config.RuntimeParams["role"] = role
 	}
@@ -288,6 +296,20 @@ func Migrate(ctx context.Context, databaseURL, role string, migrations ...Migrat
 }
 
 func migrateOne(ctx context.Context, config *pgx.ConnConfig, m Migrations) error {
+	for {
+		err := up(ctx, config, m)
+		if !isLocked(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("others use its tables for too long: look in pg_stat_activity for their transactions (a dump, a report, the snapshot of a connector), wait for them or end them, and try again: %w", err)
+		case <-time.After(lockPause):
+		}
+	}
+}
+
+func up(ctx context.Context, config *pgx.ConnConfig, m Migrations) error {
 	all, err := open(config, m)
 	if err != nil {
 		return err
@@ -295,10 +317,48 @@ func migrateOne(ctx context.Context, config *pgx.ConnConfig, m Migrations) error
 	defer all.Close()
 	stop := context.AfterFunc(ctx, func() { all.GracefulStop <- true })
 	defer stop()
-	if err := all.Up(); err != nil && !errors.Is(err, migrate.ErrNoChange) {
+	err = all.Up()
+	var dirty migrate.ErrDirty
+	var failed migratedb.Error // of a file: what else the driver does fails with a pointer to one
+	switch {
+	case err == nil || errors.Is(err, migrate.ErrNoChange):
+		return ctx.Err()
+	case errors.As(err, &dirty):
+		undone := fmt.Sprintf("UPDATE %s SET version = %d, dirty = false", m.Table, dirty.Version-1)
+		if dirty.Version == 1 {
+			undone = "DELETE FROM " + m.Table
+		}
+		return fmt.Errorf("version %d was interrupted: see whether what its file does is there; if it is, UPDATE %s SET dirty = false; if not, %s; and try again", dirty.Version, m.Table, undone)
+	case errors.As(err, &failed) && errors.As(failed.OrigErr, new(*pgconn.PgError)):
+		return errors.Join(err, stepBack(all))
+	}
+	return err
+}
+
+// stepBack takes back the version of a file that failed.
+func stepBack(all *migrate.Migrate) error {
+	version, _, err := all.Version()
+	if err != nil {
 		return err
 	}
-	return ctx.Err()
+	if version == 1 {
+		return all.Force(migratedb.NilVersion)
+	}
+	return all.Force(int(version) - 1)
+}
+
+// isLocked: a migration, or the lock that lets one process migrate, could not be had in [lockWait].
+func isLocked(err error) bool {
+	var ofFile migratedb.Error
+	var other *migratedb.Error
+	switch {
+	case errors.As(err, &ofFile):
+		err = ofFile.OrigErr
+	case errors.As(err, &other):
+		err = other.OrigErr
+	}
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "55P03"
 }
 
 // open gives migrations a connection of their own, which closing them ends.

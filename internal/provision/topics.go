@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"time"
 
@@ -12,9 +13,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// TopicRetention is how long Kafka keeps the saga's records. The inbox remembers
-// longer than this and the outbox's retention together.
-const TopicRetention = 7 * 24 * time.Hour
+// TopicRetention is how long Kafka keeps the saga's records. It deletes whole segments, which take records for segmentTime: a record may stay
+// for so much longer. The inbox remembers longer than both and the outbox's retention together.
+const TopicRetention, segmentTime = 7 * 24 * time.Hour, 12 * time.Hour
 
 // DefaultReplicas leaves the number of a topic's replicas to the brokers: their default.replication.factor.
 const DefaultReplicas int16 = -1
@@ -144,7 +145,12 @@ func CheckTopics(ctx context.Context, brokers []string, topics ...Topic) error {
 
 // create makes topics; few is why a topic could not be made because there are fewer brokers than replicas.
 func create(ctx context.Context, admin *kadm.Client, partitions int32, replicas int16, retention string, names []string) (few, err error) {
-	made, err := admin.CreateTopics(ctx, partitions, replicas, map[string]*string{"retention.ms": &retention}, names...)
+	// A record's time is that of its row. By default a broker refuses those of more than an hour ahead, and after a moment in which the
+	// database's clock was wrong the connector would fail at the same record until that time has come.
+	anyTime, segment := strconv.FormatInt(math.MaxInt64, 10), strconv.FormatInt(segmentTime.Milliseconds(), 10)
+	made, err := admin.CreateTopics(ctx, partitions, replicas, map[string]*string{
+		"retention.ms": &retention, "segment.ms": &segment, "message.timestamp.after.max.ms": &anyTime,
+	}, names...)
 	if err != nil {
 		return nil, fmt.Errorf("create topics: %w", err)
 	}
