@@ -19,8 +19,13 @@ const actTimeout, resumeTimeout = 20 * time.Second, 20 * time.Second
 // connector may be stopped: the one that acts resumes it.
 const begun = "begun"
 
-// errStopped: a connector was stopped for a resend and could not be resumed.
-var errStopped = errors.New("the connector is still stopped")
+var (
+	// errStopped: a connector was stopped for a resend and could not be resumed.
+	errStopped = errors.New("the connector is still stopped")
+	// errMayStop: a call to stop it has failed or not ended in time. A worker may have it in its queue, behind a call to resume that
+	// needs no queue.
+	errMayStop = errors.New("the connector may yet be stopped: look again in a minute, and resume it if it is STOPPED")
+)
 
 // perform does what was decided, and tells of it.
 func (s *Supervisor) perform(ctx context.Context, f Facts, p Pipeline, act Act) {
@@ -51,8 +56,9 @@ func (s *Supervisor) perform(ctx context.Context, f Facts, p Pipeline, act Act) 
 	s.metrics.acted(p.Name, act.Kind, outcome)
 	// Not before it is done: the row must not say what did not happen.
 	switch {
-	case resends && errors.Is(err, errStopped):
-		return // the row stays as it is
+	case resends && (errors.Is(err, errStopped) || errors.Is(err, errMayStop)):
+		s.memories[p.Name].unfinished = time.Now()
+		return // the row stays as it is: until it is resumed, or [Supervisor.settle] takes it for ended
 	case resends:
 		err = s.finish(ctx, p, outcome)
 	default:
@@ -188,6 +194,8 @@ func sendAgain(ctx, limited context.Context, worker connect.Client, workers []st
 	err := worker.Stop(limited, name)
 	if err == nil {
 		err = worker.ResetOffsets(limited, name)
+	} else {
+		err = errors.Join(err, errMayStop)
 	}
 	return errors.Join(err, resume(context.WithoutCancel(ctx), workers, within, name))
 }

@@ -58,7 +58,7 @@ func TestResendResumes(t *testing.T) {
 	})
 	s := newTestSupervisor(t, first, second)
 	err := s.do(t.Context(), Facts{worker: connect.Client{URL: first}}, s.cfg.Pipelines[0], Act{Kind: Resend})
-	if err == nil || !strings.Contains(err.Error(), "does not stop") || errors.Is(err, errStopped) {
+	if err == nil || !strings.Contains(err.Error(), "does not stop") || errors.Is(err, errStopped) || !errors.Is(err, errMayStop) {
 		t.Error(err)
 	}
 	if stopped.Load() != 1 || refused.Load() != 3 || resumed.Load() != 3 {

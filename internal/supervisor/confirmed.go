@@ -81,7 +81,7 @@ func (c *confirmation) learn(slot *Slot, topics map[string]string) {
 	switch {
 	case anew:
 		c.forget()
-	case slot.Snapshot != nil && slot.Exists && slot.WALStatus != "lost" && !c.told:
+	case slot.Snapshot != nil && slot.reader == "" && slot.Exists && slot.WALStatus != "lost" && !c.told:
 		// All of the outbox is sent again, because Kafka has lost something. It must be so to the end.
 		c.forget()
 	}

@@ -45,6 +45,7 @@ func TestLearn(t *testing.T) {
 		"and from a look that is whole":           {after(look{reader: "a", confirmed: 2, broken: true}, look{reader: "a"}, look{reader: "a", confirmed: 4}), 4, 4},
 		"not while it is not published":           {after(look{reader: "a", confirmed: 2, broken: true}, look{reader: "a", confirmed: 3, broken: true}), 0, 0},
 		"not when all is sent again":              {after(look{snapshot: true}), 0, 3},
+		"but beside another's transaction":        {after(look{reader: "a", snapshot: true}), 1, 2},
 		"but when what is missing is sent":        {after(look{snapshot: true, told: true}), 1, 2},
 	} {
 		var got confirmation

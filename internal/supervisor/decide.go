@@ -46,8 +46,12 @@ const (
 	deadAfter     = 30 * time.Second // with nothing waiting but heartbeats
 	lostAfter     = 8 * time.Second
 	startingAfter = 20 * time.Second
+	lingersAfter  = 2 * time.Minute // a start may make its slot meanwhile
 	snapshotLimit = 6 * time.Hour
 )
+
+// judged are the states of a connector that have rules of their own. What is left passes: RESTARTING, UNASSIGNED.
+var judged = []string{"RUNNING", "PAUSED", "STOPPED", "FAILED", Missing, Starting}
 
 // Pauses between two acts of a kind on one connector: they double from the first to the last.
 const firstPause, lastPause = 5 * time.Second, time.Minute
@@ -173,7 +177,9 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	inactive := m.lasts(now, "inactive", connector.State == "RUNNING" && !slot.Active, inactiveAfter)
 	silent := m.lasts(now, "silent", slot.Silence != nil && *slot.Silence >= max(silentAfter, slot.replies+silentLonger), 0)
 	lost := m.lasts(now, "lost", slot.Exists && slot.WALStatus == "lost", 0)
-	snapshot := slot.Snapshot != nil && *slot.Snapshot < snapshotLimit
+	// Another transaction of a Debezium is no snapshot of ours while our slot is read.
+	snapshot := slot.reader == "" && slot.Snapshot != nil && *slot.Snapshot < snapshotLimit
+	lingers := m.lasts(now, "lingers", !slot.Active && !slices.Contains(judged, connector.State), lingersAfter)
 	gone := proven(flow, f.Groups, now)
 	switch waits := waiting(flow, f.Groups, now); {
 	case missing:
@@ -197,6 +203,8 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 		do(Restart, "RUNNING, but its slot is missing: a start makes it and sends what Kafka does not have")
 	case inactive:
 		do(Restart, "RUNNING, but its slot is not active for %s", inactiveAfter)
+	case lingers:
+		doAs(stuck, Restart, "%s for %s, and its slot is not active", connector.State, lingersAfter)
 	case connector.State != "RUNNING":
 	case connector.Offset > connector.End:
 		doAs(restored, Resend, "Kafka Connect has read up to %s of a log that ends at %s: the database was restored, and all up to there would be passed over",

@@ -48,6 +48,10 @@ func TestDecide(t *testing.T) {
 		}, 0, 0, Restart, "FAILED: too large"},
 		"missing": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector.State = Missing }, 6 * time.Second, 4 * time.Second, Register, "does not know"},
 		"no task": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector.State = Starting }, 22 * time.Second, 20 * time.Second, Restart, "no task"},
+		"a start does not end": {func(_ time.Time, _ *Facts, p *Pipeflow) {
+			p.Connector.State, p.Slot.Active = "RESTARTING", false
+		}, 2 * time.Minute, 2 * time.Minute, Restart, "RESTARTING for 2m0s"},
+		"a start does not end, they say, but the slot is read": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Connector.State = "UNASSIGNED" }, 0, 0, "", ""},
 		"paused": {func(_ time.Time, _ *Facts, p *Pipeflow) {
 			p.Connector.State, p.Slot.Active, p.Slot.Confirmed = "PAUSED", false, 5
 		}, 0, 0, "", ""},
@@ -65,6 +69,10 @@ func TestDecide(t *testing.T) {
 		"snapshot": {func(_ time.Time, _ *Facts, p *Pipeflow) {
 			p.Slot.Active, p.Slot.Snapshot, p.Slot.Confirmed = false, &minute, 5
 		}, 0, 0, "", ""},
+		"stuck beside another's snapshot": {func(now time.Time, _ *Facts, p *Pipeflow) {
+			p.Slot.reader, p.Slot.Snapshot = "1 2026-01-01", &minute
+			p.Slot.Confirmed, p.Slot.LagBytes, p.Unseen = 900, 100, []Unseen{unseenFor(now, 2*time.Second, 950)}
+		}, 12 * time.Second, 10 * time.Second, Restart, "1 events wait that Kafka does not have"},
 		"reader gone": {func(_ time.Time, _ *Facts, p *Pipeflow) { p.Slot.Silence = &minute }, 0, 0, EndSender, "said nothing for 1m0s"},
 		"a long transaction is sent": {func(_ time.Time, _ *Facts, p *Pipeflow) {
 			silence := 31 * time.Second

@@ -15,13 +15,16 @@ type metrics struct {
 	running, active, lag, retained, safe, silence, beat, unseen, oldest *prometheus.GaugeVec
 	group, confirmed, since                                             *prometheus.GaugeVec
 	unknown                                                             prometheus.Gauge
+	seen                                                                []*prometheus.GaugeVec // all of them: what only the supervisor that acts shows
+	beats                                                               map[string]time.Time   // the newest heartbeats
 }
 
 func newMetrics() *metrics {
-	m := &metrics{registry: prometheus.NewRegistry()}
+	m := &metrics{registry: prometheus.NewRegistry(), beats: map[string]time.Time{}}
 	gauge := func(name, help string, labels ...string) *prometheus.GaugeVec {
 		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: name, Help: help}, labels)
 		m.registry.MustRegister(g)
+		m.seen = append(m.seen, g)
 		return g
 	}
 	m.running = gauge("cdc_connector_running", "1 if Kafka Connect says RUNNING of connector and task.", "connector")
@@ -44,7 +47,26 @@ func newMetrics() *metrics {
 	return m
 }
 
-func (m *metrics) leads(is bool) { m.lead.Set(number(is)) }
+func (m *metrics) leads(is bool) {
+	m.lead.Set(number(is))
+	if is {
+		return
+	}
+	for _, g := range m.seen { // another one shows what is so from now on
+		g.Reset()
+	}
+	m.beats = map[string]time.Time{}
+	m.unknown.Set(0)
+}
+
+// set shows a value, or that it is not known.
+func set(g *prometheus.GaugeVec, known bool, value float64, labels ...string) {
+	if known {
+		g.WithLabelValues(labels...).Set(value)
+	} else {
+		g.DeleteLabelValues(labels...)
+	}
+}
 
 func (m *metrics) acted(connector string, kind Kind, outcome string) {
 	if outcome != "done" && outcome != "would" {
@@ -57,35 +79,25 @@ func (m *metrics) show(f Facts, confirmations map[string]*confirmation) {
 	m.unknown.Set(float64(len(f.Unknown)))
 	for name, flow := range f.Pipelines {
 		m.running.WithLabelValues(name).Set(number(flow.Connector != nil && flow.Connector.State == "RUNNING"))
-		if s := flow.Slot; s != nil {
-			m.active.WithLabelValues(name).Set(number(s.Active))
-			m.lag.WithLabelValues(name).Set(float64(s.LagBytes))
-			m.retained.WithLabelValues(name).Set(float64(s.Retained))
-			m.safe.DeleteLabelValues(name)
-			if s.Safe != nil {
-				m.safe.WithLabelValues(name).Set(float64(*s.Safe))
-			}
-			m.silence.DeleteLabelValues(name)
-			if s.Silence != nil {
-				m.silence.WithLabelValues(name).Set(s.Silence.Seconds())
-			}
-		}
+		s, answers := deref(flow.Slot), flow.Slot != nil // its PostgreSQL
+		set(m.active, answers, number(s.Active), name)
+		set(m.lag, answers, float64(s.LagBytes), name)
+		set(m.retained, answers, float64(s.Retained), name)
+		set(m.safe, s.Safe != nil, float64(deref(s.Safe)), name)
+		set(m.silence, s.Silence != nil, deref(s.Silence).Seconds(), name)
+		set(m.unseen, answers, float64(len(flow.Unseen)), name)
+		set(m.oldest, answers, flow.Oldest(f.At).Seconds(), name)
 		if !flow.Heartbeat.IsZero() {
-			m.beat.WithLabelValues(name).Set(f.At.Sub(flow.Heartbeat).Seconds())
+			m.beats[name] = flow.Heartbeat
 		}
-		m.unseen.WithLabelValues(name).Set(float64(len(flow.Unseen)))
-		m.oldest.WithLabelValues(name).Set(flow.Oldest(f.At).Seconds())
+		// It grows older also while Kafka does not answer.
+		beat, known := m.beats[name]
+		set(m.beat, known, f.At.Sub(beat).Seconds(), name)
 	}
 	for name, c := range confirmations {
-		m.confirmed.DeleteLabelValues(name)
-		if c.before != 0 {
-			m.confirmed.WithLabelValues(name).Set(float64(c.before))
-		}
+		set(m.confirmed, c.before != 0, float64(c.before), name)
 		for topic, known := range c.topics {
-			m.since.DeleteLabelValues(name, topic)
-			if known.xid != later {
-				m.since.WithLabelValues(name, topic).Set(float64(known.xid))
-			}
+			set(m.since, known.xid != later, float64(known.xid), name, topic)
 		}
 	}
 	for name, g := range f.Groups {
@@ -101,6 +113,13 @@ func (p Pipeflow) Oldest(now time.Time) time.Duration {
 		return 0
 	}
 	return now.Sub(p.Unseen[0].At())
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
 }
 
 func number(is bool) float64 {

@@ -256,6 +256,7 @@ func (s *Supervisor) round(ctx context.Context, lock *lock) {
 	s.setLeads(held)
 	s.lock.tell(s.cfg.Log, of("the lock's database", err))
 	if err != nil {
+		s.metrics.unknown.Set(1)
 		s.ended("the lock's database: " + err.Error())
 		return
 	}
@@ -279,6 +280,8 @@ func (s *Supervisor) round(ctx context.Context, lock *lock) {
 	if held {
 		s.act(ctx, lock, facts)
 		s.walkAll(ctx, facts)
+	}
+	if s.Leads() { // still
 		s.metrics.show(facts, s.confirmations)
 	}
 }
