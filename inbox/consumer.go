@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -54,6 +55,7 @@ type Consumer struct {
 	now func() time.Time
 	// idleBound: the pool's connections have idle_in_transaction_session_timeout from their start, which spares a statement.
 	idleBound bool
+	ran       atomic.Bool
 
 	// mu is held during each transaction and by the callbacks of a rebalance. It
 	// guards what follows.
@@ -98,8 +100,11 @@ func New(cfg Config) (*Consumer, error) {
 // Run consumes until ctx is done, then finishes the transaction in hand, commits the
 // offsets, leaves the group and returns nil. It returns an error at once if the
 // brokers cannot be reached within 10 s, a topic does not exist or the group refuses the settings. Later faults
-// of Kafka or the database are waited out. It may be called once.
+// of Kafka or the database are waited out. It may be called once: a second call is an error.
 func (c *Consumer) Run(ctx context.Context) error {
+	if c.ran.Swap(true) {
+		return errors.New("inbox: Run was called before: make another Consumer with New")
+	}
 	opts := append([]kgo.Opt{
 		kgo.SeedBrokers(c.cfg.Brokers...),
 		kgo.ConsumerGroup(c.cfg.Group),

@@ -868,6 +868,9 @@ func TestRunRefusesWhatCannotWork(t *testing.T) {
 			if err := consumer.Run(t.Context()); err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("Run: %v, want %q", err, c.want)
 			}
+			if err := consumer.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "make another Consumer") {
+				t.Errorf("a second Run: %v", err)
+			}
 		})
 	}
 }

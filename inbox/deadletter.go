@@ -65,6 +65,7 @@ var (
 	ErrResolved     = errors.New("inbox: the dead letter is redriven or discarded already")
 	ErrNoEvent      = errors.New("inbox: the dead letter is no event (no valid id, or a payload that is not understood): discard it")
 	ErrTooOld       = errors.New("inbox: the event is older than the inbox remembers, it cannot be told whether it was handled already")
+	ErrHandled      = errors.New("inbox: the event has had its effect meanwhile, from another record with the same id: discard the dead letter")
 )
 
 const letterColumns = `id, event_id, event_type, topic, partition, "offset", recorded_at, key, payload, traceparent, error, attempts, failed_at`
@@ -174,7 +175,7 @@ func (c *Consumer) Discard(ctx context.Context, id uuid.UUID, by, reason string)
 // transaction that also closes the dead letter and writes the outbox rows. by says who
 // decided. If the handler fails, its error is returned, and the dead letter stays open
 // with one more attempt. Errors besides: [ErrNoDeadLetter], [ErrResolved],
-// [ErrNoEvent], and [ErrTooOld] for what was that already when it was put aside: other letters
+// [ErrNoEvent], [ErrHandled], and [ErrTooOld] for what was that already when it was put aside: other letters
 // can be redriven however old.
 func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 	if by == "" {
@@ -196,7 +197,7 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 		})
 	})
 	// Not where the handler did not run. At the commit too, where a constraint may be checked.
-	refused := errors.Is(err, ErrNoEvent) || errors.Is(err, ErrTooOld) || errors.Is(err, ErrResolved)
+	refused := errors.Is(err, ErrNoEvent) || errors.Is(err, ErrTooOld) || errors.Is(err, ErrResolved) || errors.Is(err, ErrHandled)
 	if found && err != nil && !refused && !isFault(err) {
 		if _, uncounted := c.cfg.Pool.Exec(ctx, countFailure, id, clean(err.Error())); uncounted != nil {
 			err = errors.Join(err, uncounted)
@@ -237,7 +238,7 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) (err erro
 	}
 	if c.cfg.Each != nil {
 		if tag, err := tx.Exec(ctx, insertIDs, ids); err != nil || tag.RowsAffected() == 0 && !recorded {
-			return cmp.Or(err, errHandled)
+			return cmp.Or(err, ErrHandled)
 		}
 		err := apart(ctx, tx, func(sp pgx.Tx) error { return c.cfg.Each(ctx, sp, it.event) })
 		if err != nil {
@@ -249,7 +250,7 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) (err erro
 	load := &pgx.Batch{}
 	load.Queue(insertIDs, ids).Exec(func(tag pgconn.CommandTag) error {
 		if tag.RowsAffected() == 0 && !recorded {
-			return errHandled
+			return ErrHandled
 		}
 		return nil
 	})
@@ -271,9 +272,6 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) (err erro
 	}
 	return tx.SendBatch(ctx, save).Close()
 }
-
-// errHandled: two records had the same id, and this one did not put it into the inbox when it became a dead letter.
-var errHandled = fmt.Errorf("%w: its event has had its effect meanwhile, from another record with the same id: discard it", ErrResolved)
 
 func recordOf(d DeadLetter) *kgo.Record {
 	r := &kgo.Record{

@@ -307,7 +307,7 @@ func TestRedrivingTwoLettersOfOneEventHasOneEffect(t *testing.T) {
 		if err := c.Redrive(t.Context(), letters[0].ID, "me"); err != nil {
 			t.Error(err)
 		}
-		if err := c.Redrive(t.Context(), letters[1].ID, "me"); !errors.Is(err, inbox.ErrResolved) {
+		if err := c.Redrive(t.Context(), letters[1].ID, "me"); !errors.Is(err, inbox.ErrHandled) {
 			t.Errorf("the other one: %v", err)
 		}
 		if got := r.strings(effects); !slices.Equal(got, []string{"once"}) {
