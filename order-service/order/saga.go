@@ -78,13 +78,14 @@ func (b *batch) Load(sql *pgx.Batch) {
 }
 
 // orderOf is the order that an event is about. A dead letter may be about none: about a
-// record that no order has sent.
+// record that no order has sent, or that came to the topic of another service than its own.
 func orderOf(ev inbox.Event) (id uuid.UUID, concerned bool) {
 	if letter, ok := ev.Body.(events.DeadLettered); ok {
 		id, err := uuid.Parse(letter.OrderID)
-		_, known := commands[letter.EventType]
 		event, bad := uuid.Parse(letter.EventID)
-		return id, err == nil && known && bad == nil && event.Version() == 7
+		whose, known := commands[letter.EventType]
+		itsOwn := (whose == Payment) == (ev.Type == events.TypePaymentDeadLettered)
+		return id, err == nil && known && itsOwn && bad == nil && event.Version() == 7
 	}
 	return uuid.MustParse(ev.Key), true
 }

@@ -219,16 +219,18 @@ func TestDeadLetterOfACompensation(t *testing.T) {
 	}
 }
 
-// A dead letter of a record that no order has sent is no order's concern, whatever it holds.
+// A dead letter of a record that no order has sent there is no order's concern, whatever it holds.
 func TestDeadLettersOfPoison(t *testing.T) {
 	o := open(t, time.Hour)
 	id := o.place(t)
+	_, stock := o.commands(t, id)
 	for _, d := range []events.DeadLettered{
 		{}, {OrderID: "x"}, {OrderID: id.String()},
 		{OrderID: id.String(), EventType: "payment.stolen", EventID: outbox.NewID().String()},
 		{OrderID: id.String(), EventType: events.TypePaymentRequested},
 		{OrderID: id.String(), EventType: events.TypePaymentRequested, EventID: "1"},
 		{OrderID: outbox.NewID().String(), EventType: events.TypePaymentRequested, EventID: uuid.NewString()}, // no UUIDv7
+		{OrderID: id.String(), EventType: events.TypeStockRequested, EventID: stock},                          // sent to payment-service by hand
 	} {
 		d.Error, d.Payload = "poison", []byte(`{"a":1}`)
 		if sent := o.deliver(t, letter(events.TopicPaymentDLT, events.TypePaymentDeadLettered, d)); len(sent) != 0 {
