@@ -28,7 +28,7 @@ type metrics struct {
 	windows  windows
 }
 
-func newMetrics(pool *pgxpool.Pool) *metrics {
+func newMetrics(pool *Pool) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -66,7 +66,7 @@ func newMetrics(pool *pgxpool.Pool) *metrics {
 	}
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "db_pool_wait_seconds_total", Help: "Time spent waiting for a connection of the pool.",
-	}, func() float64 { return pool.Stat().AcquireDuration().Seconds() }))
+	}, func() float64 { return pool.waits().Seconds() }))
 	return m
 }
 

@@ -199,7 +199,7 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	if err != nil {
 		return err
 	}
-	metrics := newMetrics(pool)
+	metrics := newMetrics(shared)
 	consumer, err := newConsumer(cfg, pool, name, svc, metrics)
 	if err != nil {
 		return err

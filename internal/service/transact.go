@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -23,24 +24,28 @@ const reserved = 4
 // cannot keep the consumer, the writers and /readyz from working. [NewPool] makes it.
 type Pool struct {
 	*pgxpool.Pool
-	reads chan struct{} // holds an element for each read under way
+	reads  chan struct{} // holds an element for each read under way
+	waited atomic.Int64  // nanoseconds, of what pgxpool does not count: for a read's turn, and in vain
 }
 
 // NewPool bounds the reads of a pool that is used by nobody else.
 func NewPool(pool *pgxpool.Pool) *Pool {
 	size := int(pool.Config().MaxConns)
-	return &Pool{pool, make(chan struct{}, max(1, size-reserved))}
+	return &Pool{Pool: pool, reads: make(chan struct{}, max(1, size-reserved))}
 }
 
 // Read runs do, which reads with one connection at a time, once there are few enough others. Like [Transact] it waits 2 s at most.
 func (p *Pool) Read(ctx context.Context, do func(context.Context) error) error {
 	wait, cancel := context.WithTimeout(ctx, acquireTimeout)
 	defer cancel()
+	begin := time.Now()
 	select {
 	case p.reads <- struct{}{}:
 	case <-wait.Done():
+		p.waited.Add(int64(time.Since(begin)))
 		return p.busy(ctx, wait.Err())
 	}
+	p.waited.Add(int64(time.Since(begin)))
 	defer func() { <-p.reads }()
 	return do(ctx)
 }
@@ -48,11 +53,18 @@ func (p *Pool) Read(ctx context.Context, do func(context.Context) error) error {
 func (p *Pool) acquire(ctx context.Context) (*pgxpool.Conn, error) {
 	wait, cancel := context.WithTimeout(ctx, acquireTimeout)
 	defer cancel()
+	begin := time.Now()
 	conn, err := p.Acquire(wait)
 	if err != nil && wait.Err() != nil {
+		p.waited.Add(int64(time.Since(begin)))
 		return nil, p.busy(ctx, err)
 	}
 	return conn, err
+}
+
+// waits is how long all have waited for connections so far, also in vain.
+func (p *Pool) waits() time.Duration {
+	return p.Stat().AcquireDuration() + time.Duration(p.waited.Load())
 }
 
 // busy is the error of what has waited for [acquireTimeout], unless it is ctx that is over.

@@ -45,6 +45,9 @@ func TestNobodyWaitsLongForAConnection(t *testing.T) {
 			t.Errorf("%s waited for %s", name, took)
 		}
 	}
+	if waited := pool.Waits(); waited < 3*time.Second { // what the metric says
+		t.Errorf("they have waited for %s in all", waited)
+	}
 }
 
 // Clients that read, however many and slow, leave connections to the consumer, the writers and /readyz.
