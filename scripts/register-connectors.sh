@@ -57,9 +57,14 @@ slot() { "$STACK_DIR/bin/outboxctl" slots --json | jq -r --arg n "$1" --arg k "$
 # restart NAME starts again what of the connector has failed; it fails if that was done before.
 restart() {
   [ ! -e "$answer.$1" ] || return 1
-  slot "$1" wal >"$answer.$1"
-  [ "$(cat "$answer.$1")" -gt 0 ] || die "connector $1: PostgreSQL does not tell the end of its log"
-  curl -s -o /dev/null --max-time 10 -X POST "$url/connectors/$1/restart?includeTasks=true&onlyFailed=true" || true
+  local wal code
+  wal=$(slot "$1" wal)
+  [ "$wal" -gt 0 ] || die "connector $1: PostgreSQL does not tell the end of its log"
+  code=$(curl -s -o /dev/null -w '%{http_code}' --max-time 10 -X POST "$url/connectors/$1/restart?includeTasks=true&onlyFailed=true") || code=000
+  case $code in
+    409 | 000) return ;; # busy, as after a change of the connector: once more
+  esac
+  echo "$wal" >"$answer.$1"
   sleep 1 # until the state says so
 }
 
@@ -74,8 +79,9 @@ waiting() {
     die "connector $1 FAILED: $(jq -r '[.connector, .tasks[]] | map(select(.state == "FAILED"))[0].trace' "$answer" |
       grep -E '^(Caused by: )?[a-zA-Z.]+(Exception|Error)' | tail -1 | sed 's/^Caused by: //')"
   fi
-  jq -r 'if (.tasks | length) == 0 then "it has no task yet"
-         else [.connector, .tasks[]] | map(select(.state != "RUNNING")) | if length == 0 then "" else "it is " + .[0].state end end' "$answer"
+  jq -r --arg resume "curl -X PUT $url/connectors/$1/resume" '([.connector, .tasks[]] | map(select(.state != "RUNNING"))) as $rest
+         | if .connector.state == "STOPPED" or .connector.state == "PAUSED" then "it is \(.connector.state), as somebody wanted it, or a resend that was interrupted left it; to start it: \($resume)"
+           elif ($rest | length) > 0 then "it is " + $rest[0].state elif (.tasks | length) == 0 then "it has no task yet" else "" end' "$answer"
 }
 
 for file in connectors/*.json; do register "$(basename "$file" .json)"; done

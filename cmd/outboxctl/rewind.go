@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"outboxsaga/events"
 	"outboxsaga/internal/system"
 
 	"github.com/spf13/cobra"
@@ -91,10 +92,11 @@ func rewind(ctx context.Context, cmd *cobra.Command, service, to string, dryRun 
 	if err != nil {
 		return fmt.Errorf("read the offsets of %s: %w", group, err)
 	}
-	if len(committed) == 0 {
+	if len(committed) == 0 && to != end {
 		return errors.New("the group has no offsets: the service reads its topics from their beginning anyway")
 	}
-	topics, what := committed.Offsets().TopicsSet().Topics(), "again"
+	topics := slices.DeleteFunc(events.Topics(), func(topic string) bool { return events.Consumer(topic)+"-service" != group })
+	what := "again"
 	var places kadm.ListedOffsets
 	if to == end {
 		what = "skipped"
@@ -102,24 +104,29 @@ func rewind(ctx context.Context, cmd *cobra.Command, service, to string, dryRun 
 	} else {
 		places, err = admin.ListOffsetsAfterMilli(ctx, at.UnixMilli(), topics...)
 	}
-	if err == nil {
-		err = places.Error()
-	}
-	if err != nil {
-		return fmt.Errorf("find the records of %s: %w", to, err)
+	begins, failed := admin.ListStartOffsets(ctx, topics...)
+	for _, failed := range []error{err, failed, places.Error(), begins.Error()} {
+		if failed != nil {
+			return fmt.Errorf("find the records of %s: %w", to, failed)
+		}
 	}
 	moved, records := kadm.Offsets{}, map[string]int64{}
-	committed.Each(func(o kadm.OffsetResponse) {
-		place, ok := places.Lookup(o.Topic, o.Partition)
-		n := o.At - place.Offset
+	places.Each(func(place kadm.ListedOffset) {
+		// Where the group has no offset it reads from the beginning.
+		now, _ := begins.Lookup(place.Topic, place.Partition)
+		from := now.Offset
+		if o, ok := committed.Lookup(place.Topic, place.Partition); ok && o.At >= 0 {
+			from = o.At
+		}
+		n := from - place.Offset
 		if to == end {
 			n = -n
 		}
-		if !ok || n <= 0 {
+		if n <= 0 {
 			return
 		}
-		moved.AddOffset(o.Topic, o.Partition, place.Offset, -1)
-		records[o.Topic] += n
+		moved.AddOffset(place.Topic, place.Partition, place.Offset, -1)
+		records[place.Topic] += n
 	})
 	for _, topic := range slices.Sorted(maps.Keys(records)) {
 		fmt.Fprintf(cmd.OutOrStdout(), "%-20s %d records %s\n", topic, records[topic], what)

@@ -49,6 +49,14 @@ func (s *saga) withLetter(of int, service string, status inbox.Status) *saga {
 	return s
 }
 
+// withOldAnswer has order-service's dead letter of an answer whose row is in no outbox any more.
+func (s *saga) withOldAnswer(eventType string, status inbox.Status) *saga {
+	s.withLetter(0, "order", status)
+	l := &s.DeadLetters[len(s.DeadLetters)-1]
+	l.EventID, l.EventType = uuid.Must(uuid.NewV7()).String(), eventType
+	return s
+}
+
 func TestWhatAnOrderWaitsFor(t *testing.T) {
 	const asked, undo = events.TypePaymentRequested, events.TypePaymentCompensationRequested
 	letter := func(command string) *saga { // an answer that is a dead letter, of the command or of another record
@@ -75,6 +83,9 @@ func TestWhatAnOrderWaitsFor(t *testing.T) {
 		"put aside, not yet told":  {letter("").withLetter(0, "payment", inbox.Redriven), answerNotHandled, events.TypePaymentDeadLettered, "order", "order-service has not handled it"},
 		"another record put aside": {letter(uuid.NewString()), answerMissing, asked, "payment", "has no answer"},
 		"answer put aside":         {stuckSaga(order.StepInProgress, asked+"*", "payment.succeeded*").withLetter(1, "order", inbox.Open), deadLetterOpen, "payment.succeeded", "order", "redrive"},
+		"old answer put aside":     {stuckSaga(order.StepInProgress, asked+"*").withOldAnswer("payment.succeeded", inbox.Open), deadLetterOpen, "payment.succeeded", "order", "redrive"},
+		"old answer discarded":     {stuckSaga(order.StepInProgress, asked+"*").withOldAnswer("payment.succeeded", inbox.Discarded), deadLetterDropped, "payment.succeeded", "order", "anna (not needed)"},
+		"old answer of the step":   {stuckSaga(order.StepCompensating, undo+"*").withOldAnswer("payment.succeeded", inbox.Open), answerMissing, undo, "payment", "has no answer"},
 		"compensation not handled": {stuckSaga(order.StepCompensating, undo), commandNotHandled, undo, "payment", "payment-service has not handled"},
 		"compensation put aside":   {stuckSaga(order.StepCompensating, undo+"*").withLetter(0, "payment", inbox.Open), deadLetterOpen, undo, "payment", "redrive"},
 		"compensation discarded":   {stuckSaga(order.StepCompensating, undo+"*").withLetter(0, "payment", inbox.Discarded), deadLetterDropped, undo, "payment", "anna (not needed)"},

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -409,13 +408,14 @@ func (d *databases) readLetters(ctx context.Context, of map[string]*saga) error 
 // readSlot is what PostgreSQL knows of the slot of a database's connector.
 func readSlot(ctx context.Context, conn *pgx.Conn, database string) (slot, error) {
 	s := slot{Connector: database, Slot: provision.Database{Name: database}.Slot()}
-	err := conn.QueryRow(ctx, `SELECT active, coalesce(wal_status, ''), coalesce(confirmed_flush_lsn - '0/0', 0)::bigint, (pg_current_wal_lsn() - '0/0')::bigint
-		FROM pg_replication_slots WHERE slot_name = $1`, s.Slot).Scan(&s.Active, &s.WALStatus, &s.Confirmed, &s.WAL)
-	s.LagBytes = s.WAL - s.Confirmed
-	if errors.Is(err, pgx.ErrNoRows) {
-		s.WALStatus = "missing"
-	} else if err != nil {
+	err := conn.QueryRow(ctx, `SELECT coalesce(s.active, false), CASE WHEN s.slot_name IS NULL THEN 'missing' ELSE coalesce(s.wal_status, '') END,
+			coalesce(s.confirmed_flush_lsn - '0/0', 0)::bigint, (pg_current_wal_lsn() - '0/0')::bigint
+		FROM (VALUES ($1::name)) wanted (name) LEFT JOIN pg_replication_slots s ON s.slot_name = wanted.name`, s.Slot).Scan(&s.Active, &s.WALStatus, &s.Confirmed, &s.WAL)
+	if err != nil {
 		return s, fmt.Errorf("read the slot %s: %w", s.Slot, err)
+	}
+	if s.WALStatus != "missing" {
+		s.LagBytes = s.WAL - s.Confirmed
 	}
 	return s, nil
 }

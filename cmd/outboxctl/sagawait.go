@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,6 +107,16 @@ func (s *saga) wait(p order.Participant, id uuid.UUID, command, like string, ans
 			letter = l
 		}
 	}
+	if letter == nil && answer == nil {
+		// The row of an answer that was put aside may be gone from its outbox; the dead letter stays.
+		for i := range s.DeadLetters {
+			l := &s.DeadLetters[i]
+			if l.Service == "order" && l.Status != inbox.Redriven && slices.Contains(answers, l.EventType) && !strings.HasSuffix(l.EventType, ".dead_lettered") {
+				letter = l
+				w.Event, w.EventID, w.Service, w.from, w.topic = l.EventType, parsed(l.EventID), "order", string(p), l.Topic
+			}
+		}
+	}
 	switch {
 	case letter != nil && letter.Status == inbox.Open:
 		w.Cause, w.DeadLetter = deadLetterOpen, &letter.ID
@@ -143,6 +154,12 @@ func isAnswer(e *sagaEvent, command uuid.UUID, types []string) bool {
 		return json.Unmarshal(e.Payload, &letter) == nil && letter.EventID == command.String()
 	}
 	return false
+}
+
+// parsed is the id of a text that is one; the zero id if it is none.
+func parsed(text string) uuid.UUID {
+	id, _ := uuid.Parse(text)
+	return id
 }
 
 func deref(s *string) string {

@@ -249,13 +249,16 @@ func (c Client) WaitStreaming(ctx context.Context, name, url, slot string) error
 	for {
 		s, err := c.Status(ctx, name)
 		switch {
-		case errors.Is(err, ErrNotFound) || err == nil && len(s.Tasks) == 0:
+		case errors.Is(err, ErrNotFound):
 			missing = "it has no task yet"
 		case err != nil && ctx.Err() != nil && missing != "": // what was missing before says more than that time is over
 		case err != nil:
 			missing = err.Error()
 		default:
 			missing = ""
+			if len(s.Tasks) == 0 {
+				missing = "it has no task yet"
+			}
 			for _, state := range append(s.Tasks, s.Connector) {
 				if state.State == "FAILED" {
 					return fmt.Errorf("connector %s failed: %s", name, state.Cause())
