@@ -226,10 +226,10 @@ func (c *Consumer) Ready(ctx context.Context) error {
 	switch {
 	case client == nil:
 		return errors.New("inbox: the consumer does not run")
-	case fault != nil:
-		return errorf("waiting for the database", fault)
 	case !begun.IsZero() && time.Since(begun) > c.hung():
 		return fmt.Errorf("inbox: a transaction that began %s ago does not end: its handler must return when its context is done", time.Since(begun).Round(time.Second))
+	case fault != nil:
+		return errorf("waiting for the database", fault)
 	case !joined:
 		return errors.New("inbox: not yet a member of the consumer group")
 	}
