@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -105,16 +106,14 @@ func rewind(ctx context.Context, cmd *cobra.Command, service, to string, dryRun 
 		places, err = admin.ListOffsetsAfterMilli(ctx, at.UnixMilli(), topics...)
 	}
 	begins, failed := admin.ListStartOffsets(ctx, topics...)
-	for _, failed := range []error{err, failed, places.Error(), begins.Error()} {
-		if failed != nil {
-			return fmt.Errorf("find the records of %s: %w", to, failed)
-		}
+	if err = cmp.Or(err, failed, places.Error(), begins.Error()); err != nil {
+		return fmt.Errorf("find the records of %s: %w", to, err)
 	}
 	moved, records := kadm.Offsets{}, map[string]int64{}
 	places.Each(func(place kadm.ListedOffset) {
 		// Where the group has no offset it reads from the beginning.
-		now, _ := begins.Lookup(place.Topic, place.Partition)
-		from := now.Offset
+		first, _ := begins.Lookup(place.Topic, place.Partition)
+		from := first.Offset
 		if o, ok := committed.Lookup(place.Topic, place.Partition); ok && o.At >= 0 {
 			from = o.At
 		}

@@ -113,7 +113,8 @@ func (s *saga) wait(p order.Participant, id uuid.UUID, command, like string, ans
 			l := &s.DeadLetters[i]
 			if l.Service == "order" && l.Status != inbox.Redriven && slices.Contains(answers, l.EventType) && !strings.HasSuffix(l.EventType, ".dead_lettered") {
 				letter = l
-				w.Event, w.EventID, w.Service, w.from, w.topic = l.EventType, parsed(l.EventID), "order", string(p), l.Topic
+				w.Event, w.Service, w.from, w.topic = l.EventType, "order", string(p), l.Topic
+				w.EventID, _ = uuid.Parse(l.EventID)
 			}
 		}
 	}
@@ -154,12 +155,6 @@ func isAnswer(e *sagaEvent, command uuid.UUID, types []string) bool {
 		return json.Unmarshal(e.Payload, &letter) == nil && letter.EventID == command.String()
 	}
 	return false
-}
-
-// parsed is the id of a text that is one; the zero id if it is none.
-func parsed(text string) uuid.UUID {
-	id, _ := uuid.Parse(text)
-	return id
 }
 
 func deref(s *string) string {

@@ -38,14 +38,17 @@ func NewPool(pool *pgxpool.Pool) *Pool {
 func (p *Pool) Read(ctx context.Context, do func(context.Context) error) error {
 	wait, cancel := context.WithTimeout(ctx, acquireTimeout)
 	defer cancel()
+	var err error
 	begin := time.Now()
 	select {
 	case p.reads <- struct{}{}:
 	case <-wait.Done():
-		p.waited.Add(int64(time.Since(begin)))
-		return p.busy(ctx, wait.Err())
+		err = wait.Err()
 	}
 	p.waited.Add(int64(time.Since(begin)))
+	if err != nil {
+		return p.busy(ctx, err)
+	}
 	defer func() { <-p.reads }()
 	return do(ctx)
 }
