@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -514,7 +515,12 @@ func TestAHandlerThatDoesNotReturnIsNotReady(t *testing.T) {
 	cfg := r.config()
 	cfg.Timeout = 100 * time.Millisecond
 	entered, leave := make(chan bool, 100), make(chan bool)
+	first := true
 	cfg.Each = func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
+		if first { // a fault that is over does not hide what hangs
+			first = false
+			return &pgconn.PgError{Code: "40001"}
+		}
 		entered <- true
 		<-leave
 		return r.each(ctx, tx, ev)

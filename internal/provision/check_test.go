@@ -12,6 +12,7 @@ import (
 	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -131,4 +132,27 @@ func TestTopicsTakeTheTimesOfAWrongClock(t *testing.T) {
 			t.Errorf("%s ahead: %v", ahead, err)
 		}
 	}
+}
+
+// Kafka deletes whole segments: with its own segments of a week it would keep records for two, longer than an inbox remembers them.
+func TestSegmentsEndSoon(t *testing.T) {
+	topic := stacktest.Topic(t, 1)
+	client, err := kgo.NewClient(kgo.SeedBrokers(stacktest.Brokers(t)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	configs, err := kadm.NewClient(client).DescribeTopicConfigs(t.Context(), topic)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range configs[0].Configs {
+		if c.Key == "segment.ms" {
+			if got := c.MaybeValue(); got != "43200000" {
+				t.Errorf("segment.ms is %s", got)
+			}
+			return
+		}
+	}
+	t.Error("there is no segment.ms")
 }
