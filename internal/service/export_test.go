@@ -24,12 +24,15 @@ func PartitionsReady(ctx context.Context, pool *pgxpool.Pool, now time.Time) err
 
 // Retire is one round of retention, with its metrics.
 func Retire(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger, outbox, inbox time.Duration) (http.Handler, error) {
-	m := newMetrics(NewPool(pool))
+	m := newMetrics(NewPool(pool), NewBackpressure())
 	return m.handler(), dropPartitions(ctx, pool, config{log: log, outboxRetention: outbox, inboxRetention: inbox}, m)
 }
 
 // CheckTopicRetention is checkTopicRetention.
 var CheckTopicRetention = checkTopicRetention
+
+// Waits is what backpressure_wait_seconds_total says.
+func (b *Backpressure) Waits() time.Duration { return b.waits() }
 
 // Waits is what db_pool_wait_seconds_total says.
 func (p *Pool) Waits() time.Duration { return p.waits() }

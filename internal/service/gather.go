@@ -30,6 +30,10 @@ type Result[R any] struct {
 // is waiting, without a timer: one request alone waits for nobody, and under load
 // batches grow by themselves. [NewGather] makes one, [Gather.Run] runs it.
 type Gather[T, R any] struct {
+	// Backpressure, if set before Run, holds each transaction back while the consumer has a backlog. What waits
+	// meanwhile goes into it too.
+	Backpressure *Backpressure
+
 	writers, max int
 	commit       func(ctx context.Context, items []T) ([]Result[R], error)
 	waiting      chan request[T, R]
@@ -100,6 +104,7 @@ func (g *Gather[T, R]) write(ctx context.Context) {
 		case req := <-g.waiting:
 			taken = append(taken, req)
 		}
+		g.Backpressure.wait(ctx)
 		for more := true; more && len(taken) < g.max; {
 			select {
 			case req := <-g.waiting:

@@ -28,7 +28,7 @@ type metrics struct {
 	windows  windows
 }
 
-func newMetrics(pool *Pool) *metrics {
+func newMetrics(pool *Pool, pressure *Backpressure) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewHistogramVec(prometheus.HistogramOpts{
@@ -66,7 +66,9 @@ func newMetrics(pool *Pool) *metrics {
 	}
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "db_pool_wait_seconds_total", Help: "Time spent waiting for a connection of the pool.",
-	}, func() float64 { return pool.waits().Seconds() }))
+	}, func() float64 { return pool.waits().Seconds() }), prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "backpressure_wait_seconds_total", Help: "Time for which requests were held back because the consumer had a backlog.",
+	}, func() float64 { return pressure.waits().Seconds() }))
 	return m
 }
 

@@ -49,6 +49,13 @@ func (c counterBatch) Decide(ev inbox.Event) ([]outbox.Event, error) {
 	return nil, nil
 }
 
+// of is how many events with a key were handled.
+func (c *counter) of(key string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.counts[key]
+}
+
 func (c *counter) set(broken bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -66,6 +73,7 @@ type process struct {
 	kafka   *kgo.Client
 	topic   string
 	handled *counter
+	runtime service.Runtime // once it has started
 }
 
 type lockedBuffer struct {
@@ -116,6 +124,7 @@ func startWith(t *testing.T, delay string, routes func(*mux.Router), background 
 	go func() {
 		p.done <- service.Run(ctx, func(name string) string { return env[name] }, p.log, p.topic+"-group", "127.0.0.1:0",
 			func(rt service.Runtime) (service.Service, error) {
+				p.runtime = rt
 				return service.Service{
 					Topics: []string{p.topic}, Batch: p.handled.batch, DeadLetterTopic: events.TopicStockDLT, DeadLetterType: events.TypeStockDeadLettered,
 					Routes: routes, Background: background,
@@ -173,13 +182,17 @@ func (p *process) ask(method, path, body, operator string) (int, string) {
 // produce sends a record; an empty id is left out.
 func (p *process) produce(id, key, payload string) {
 	p.t.Helper()
+	if err := p.kafka.ProduceSync(p.t.Context(), p.record(id, key, payload)).FirstErr(); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+func (p *process) record(id, key, payload string) *kgo.Record {
 	r := &kgo.Record{Topic: p.topic, Key: []byte(key), Value: []byte(payload), Headers: []kgo.RecordHeader{{Key: "type", Value: []byte(events.TypeStockCompensationRequested)}}}
 	if id != "" {
 		r.Headers = append(r.Headers, kgo.RecordHeader{Key: "id", Value: []byte(id)})
 	}
-	if err := p.kafka.ProduceSync(p.t.Context(), r).FirstErr(); err != nil {
-		p.t.Fatal(err)
-	}
+	return r
 }
 
 func (p *process) text(sql string, args ...any) string {

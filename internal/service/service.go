@@ -82,6 +82,8 @@ type Runtime struct {
 	Draining <-chan struct{}
 	// MaxBatch is the most requests that may share a transaction.
 	MaxBatch int
+	// Backpressure is what new work waits for that brings the consumer more to do ([Gather.Backpressure]).
+	Backpressure *Backpressure
 
 	getenv func(string) string
 }
@@ -190,8 +192,8 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	}
 	defer pool.Close()
 	draining := make(chan struct{})
-	shared := NewPool(pool)
-	svc, err := open(Runtime{Pool: shared, Log: cfg.log, Draining: draining, MaxBatch: cfg.maxBatch, getenv: getenv})
+	shared, pressure := NewPool(pool), NewBackpressure()
+	svc, err := open(Runtime{Pool: shared, Log: cfg.log, Draining: draining, MaxBatch: cfg.maxBatch, Backpressure: pressure, getenv: getenv})
 	if err != nil {
 		return err
 	}
@@ -199,8 +201,8 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	if err != nil {
 		return err
 	}
-	metrics := newMetrics(shared)
-	consumer, err := newConsumer(cfg, pool, name, svc, metrics)
+	metrics := newMetrics(shared, pressure)
+	consumer, err := newConsumer(cfg, pool, name, svc, metrics, pressure)
 	if err != nil {
 		return err
 	}
@@ -308,23 +310,27 @@ func every(ctx context.Context, interval, retry time.Duration, log *slog.Logger,
 	}
 }
 
-func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *metrics) (*inbox.Consumer, error) {
+func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *metrics, pressure *Backpressure) (*inbox.Consumer, error) {
 	decode := svc.Decode
 	if decode == nil {
 		decode = func(ev inbox.Event) (any, error) { return events.Decode(ev.Type, ev.Key, ev.Payload) }
 	}
 	hooks := m.hooks()
-	if count := hooks.Committed; svc.Committed != nil {
-		hooks.Committed = func(fresh, repeated, dead int, took time.Duration) {
-			count(fresh, repeated, dead, took)
-			if fresh > 0 {
-				svc.Committed()
-			}
+	count := hooks.Committed
+	hooks.Committed = func(fresh, repeated, dead int, took time.Duration) {
+		count(fresh, repeated, dead, took)
+		pressure.committed()
+		if fresh > 0 && svc.Committed != nil {
+			svc.Committed()
 		}
+	}
+	batch := func(evs []inbox.Event) inbox.Batch {
+		pressure.begun(len(evs))
+		return svc.Batch(evs)
 	}
 	return inbox.New(inbox.Config{
 		Pool: pool, Brokers: cfg.brokers, Group: name, Topics: svc.Topics, Partitions: svc.Partitions,
-		Batch: svc.Batch, Decode: decode, MaxBatch: cfg.maxBatch,
+		Batch: batch, Decode: decode, MaxBatch: cfg.maxBatch,
 		DeadLetter: func(d inbox.DeadLetter) (outbox.Event, error) {
 			return announce(svc.DeadLetterTopic, svc.DeadLetterType, d)
 		},

@@ -23,6 +23,7 @@ import (
 
 	"github.com/gorilla/mux"
 	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kgo"
 	"go.uber.org/goleak"
 )
 
@@ -44,7 +45,7 @@ func TestHealthAndMetrics(t *testing.T) {
 	for _, want := range []string{
 		`http_request_duration_seconds_count{code="404",method="GET",route="/dead-letters/{id}"} 1`,
 		`http_request_duration_seconds_count{code="404",method="other",route="none"} 1`,
-		`inbox_events_total{result="fresh"} 0`, "go_goroutines", "db_pool_in_use", "inbox_faults_total 0", "inbox_records_lost_total 0",
+		`inbox_events_total{result="fresh"} 0`, "go_goroutines", "db_pool_in_use", "inbox_faults_total 0", "inbox_records_lost_total 0", "backpressure_wait_seconds_total 0",
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("%d: no %s", status, want)
@@ -211,6 +212,60 @@ func TestLostConnectionsAreSurvived(t *testing.T) {
 		p.await("the event", func() bool { return p.text(`SELECT count(*)::text FROM inbox`) == fmt.Sprint(round+1) })
 	}
 	p.await("readiness", func() bool { status, _ := p.ask("GET", "/readyz", "", ""); return status == 200 })
+}
+
+// While the consumer has a backlog, new work waits for its turn; with each transaction of the consumer something of it goes ahead.
+func TestABacklogHoldsNewWorkBack(t *testing.T) {
+	p := start(t, nil)
+	ctx, stop := context.WithTimeout(t.Context(), 40*time.Second)
+	defer stop()
+	writer := service.NewGather(1, 1, func(context.Context, []int) ([]service.Result[int], error) {
+		return make([]service.Result[int], 1), nil
+	})
+	writer.Backpressure = p.runtime.Backpressure
+	stopped := make(chan error, 1)
+	go func() { stopped <- writer.Run(ctx) }()
+
+	// Nothing is consumed until all is there.
+	hold, err := p.pool.Begin(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := hold.Exec(ctx, `LOCK TABLE inbox IN SHARE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	order := outbox.NewID().String()
+	backlog := make([]*kgo.Record, 5000)
+	for i := range backlog {
+		backlog[i] = p.record(outbox.NewID().String(), order, compensation(order))
+	}
+	if err := p.kafka.ProduceSync(ctx, backlog...).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	if err := hold.Rollback(ctx); err != nil {
+		t.Fatal(err)
+	}
+
+	held := 0
+	for p.handled.of(order) < len(backlog) {
+		before := p.runtime.Backpressure.Waits()
+		if _, err := writer.Do(ctx, 1); err != nil {
+			t.Fatal(err)
+		}
+		if p.runtime.Backpressure.Waits() > before {
+			held++
+		}
+	}
+	if held < 5 { // of some ten transactions
+		t.Errorf("new work was held back %d times", held)
+	}
+	if _, body := p.ask("GET", "/metrics", "", ""); !strings.Contains(body, "\nbackpressure_wait_seconds_total ") || strings.Contains(body, "\nbackpressure_wait_seconds_total 0\n") {
+		t.Error("the metric does not tell of it")
+	}
+	stop()
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
 }
 
 func TestShutdownFinishesRequests(t *testing.T) {
