@@ -80,7 +80,7 @@ WHERE (topic, partition, "offset", recorded_at) IN
       (SELECT * FROM unnest($1::text[], $2::integer[], $3::bigint[], $4::timestamptz[]))`
 
 	// Only a commit that has written something waits for a synchronous standby. The one that wrote what is only repeated
-	// now may have been interrupted while it waited. Connectors leave this prefix out, it is that of their heartbeats.
+	// now may have been interrupted while it waited. Connectors leave such messages out; the prefix is that of their heartbeats.
 	awaitStandby = `SELECT pg_logical_emit_message(true, 'outbox-hb', '')`
 )
 

@@ -74,6 +74,20 @@ func TestSystem(t *testing.T) {
 	operate("a compensation that is a dead letter", stuckBehindDeadLetter)
 	run("a partition stays until a new slot's snapshot is in Kafka", partitionStays)
 	operate("restore", restore)
+	run("messages of other programs in the log", messagesOfOthers)
+}
+
+// What other programs write into the log (pg_logical_emit_message) is no event: it has no topic to go to, and must not stop a connector.
+func messagesOfOthers(w *world) {
+	for _, db := range []string{"orderdb", "stockdb", "paymentdb"} {
+		for _, prefix := range []string{"", "another", "Outbox-HB, or so"} {
+			w.exec(db, `SELECT pg_logical_emit_message(true, $1, 'x'), pg_logical_emit_message(false, $1, 'x')`, prefix)
+		}
+	}
+	o := w.place(w.customer(100), w.item(1), 1, 100)
+	if o := w.settled(o.ID, 20*time.Second); o.Status != "SUCCESS" {
+		w.t.Error(o)
+	}
 }
 
 var serial atomic.Int64
