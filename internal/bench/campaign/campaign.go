@@ -34,7 +34,7 @@ type Options struct {
 func Quick() Options {
 	o := Full()
 	o.Rates, o.Repeats = []int{200, 500, 2000}, 1
-	o.Duration, o.Warmup, o.Idle = 12*time.Second, 36*time.Second, 12*time.Second
+	o.Duration, o.Warmup, o.Idle = 12*time.Second, 33*time.Second, 10*time.Second
 	o.Step, o.Confirm, o.Most = 6*time.Second, 15*time.Second, 40*time.Second
 	o.Systems = []string{bench.CDC, bench.Poller}
 	return o
@@ -201,8 +201,8 @@ func (s *session) warmUp(ctx context.Context, top int) error {
 	return nil
 }
 
-// logSegments is how many files of 16 MiB the log gets: a minute or two of the highest rates.
-const logSegments = 128
+// logSegments is how many files of 16 MiB the log gets: a minute or two of the highest rates, made in some 5 s.
+const logSegments = 64
 
 // fillLog goes through files of PostgreSQL's log, which the next checkpoint makes future ones. A server that has run for some hours has
 // them, and a new one would make one every few seconds under load: whoever commits then waits until 16 MiB are written.

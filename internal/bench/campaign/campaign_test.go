@@ -10,11 +10,12 @@ import (
 func TestQuickTakesEightMinutes(t *testing.T) {
 	const (
 		startAndStop = 30 * time.Second
+		filesOfLog   = 5 * time.Second
 		settling     = 15 * time.Second // after all points together
 		afterIdle    = 5 * time.Second
 	)
 	o := Quick()
-	each := startAndStop + o.Warmup + o.Idle + time.Duration(len(o.Rates))*o.Duration + settling + o.Most*3/2 + 3*o.Confirm + afterIdle
+	each := startAndStop + filesOfLog + o.Warmup + o.Idle + time.Duration(len(o.Rates))*o.Duration + settling + o.Most*3/2 + 3*o.Confirm + afterIdle
 	if all := time.Duration(len(o.Systems)*o.Repeats) * each; all > 8*time.Minute || !o.Maximum {
 		t.Errorf("%s", all)
 	}
