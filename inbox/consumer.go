@@ -39,7 +39,7 @@ const probeTimeout = 2 * time.Second
 // windowAge is how old the consumer's knowledge of the inbox's partitions may be.
 const windowAge = time.Minute
 
-// maxSkew is how far ahead of the database's clock an event's id may be.
+// maxSkew is how far ahead of both the database's clock and this machine's an event's id may be.
 const maxSkew = 24 * time.Hour
 
 // firstBackoff is the wait after a fault, which doubles. maxBackoff is the longest wait for an event's next attempt, where the first one
@@ -64,7 +64,7 @@ type Consumer struct {
 	queue  *queue
 	since  time.Time
 	until  time.Time
-	clock  time.Time // the database's
+	clock  time.Time // the database's, or this machine's if that was later
 	read   time.Time // when since, until and clock were read
 
 	next     map[partition]int64 // of partitions that brought records: the offset after the last one
@@ -499,7 +499,8 @@ func (c *Consumer) remember(ctx context.Context, batch []*item) error {
 		asked = true
 		since, until, clock, err := window(ctx, c.cfg.Pool)
 		if err == nil {
-			c.since, c.until, c.clock, c.read = since, until, clock, c.now()
+			c.since, c.until, c.read = since, until, c.now()
+			c.clock = later(clock, c.read)
 		}
 		return err
 	}
@@ -531,6 +532,14 @@ func (c *Consumer) remember(ctx context.Context, batch []*item) error {
 
 func (c *Consumer) judge(id uuid.UUID) (rejected, fault error) {
 	return judge(id, c.since, c.until, c.clock.Add(c.now().Sub(c.read)))
+}
+
+// later is the time by the clock that is ahead of the other. One that is days behind would make every event one of the future.
+func later(x, y time.Time) time.Time {
+	if y.After(x) {
+		return y
+	}
+	return x
 }
 
 // judge tells whether an inbox that remembers from since until until can tell an id new

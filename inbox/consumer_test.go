@@ -494,6 +494,35 @@ func TestAMachinesClockMayBeWrong(t *testing.T) {
 	}
 }
 
+// An id is of the future if both clocks say so: a database whose clock is days behind puts nothing aside.
+func TestADatabasesClockMayBeBehind(t *testing.T) {
+	r := newRig(t)
+	const behind = 60 * time.Hour
+	r.clock = func() time.Time { return time.Now().Add(behind) }
+	cfg := r.config()
+	cfg.Each, cfg.MaxAttempts = r.each, 1
+	r.send(eventOf(-behind, "k", "now"), eventOf(-behind, "k", "fails twice"), eventOf(-behind-25*time.Hour, "k", "of the future"))
+	c, _ := r.start(cfg)
+	r.eventually(1, effects)
+	r.eventually(2, `SELECT id::text FROM dead_letters`)
+	letters, err := c.DeadLetters(t.Context(), inbox.DeadLetterFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range letters {
+		future := string(d.Payload) == "of the future"
+		if got := strings.Contains(d.Error, "in the future"); got != future {
+			t.Errorf("%s: %s", d.Payload, d.Error)
+		}
+		for range 2 {
+			err = c.Redrive(t.Context(), d.ID, "me")
+		}
+		if (err != nil) != future {
+			t.Errorf("%s: %v", d.Payload, err)
+		}
+	}
+}
+
 // What came while this machine was suspended is not of the future.
 func TestAMachinesClockMayStandStill(t *testing.T) {
 	r := newRig(t)

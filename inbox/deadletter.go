@@ -230,7 +230,7 @@ func (c *Consumer) rerun(ctx context.Context, tx pgx.Tx, d DeadLetter) (err erro
 		return err
 	}
 	ids := [][16]byte{it.event.ID}
-	switch rejected, fault := judge(it.event.ID, since, until, now); {
+	switch rejected, fault := judge(it.event.ID, since, until, later(now, c.now())); {
 	case errors.Is(rejected, ErrTooOld) && recorded && known:
 		ids = nil // it was in the inbox from the first, so no other record had its effect; those that still come are too old
 	case rejected != nil || fault != nil:

@@ -11,6 +11,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"outboxsaga/internal/connect"
 	"outboxsaga/internal/supervisor"
 	"outboxsaga/internal/system"
 
@@ -271,6 +272,9 @@ func (s status) trouble(pipelines []supervisor.Pipeline) []string {
 				add("slot %s keeps %s of log, and is lost %s later (max_slot_wal_keep_size): see what holds up connector %s", p.Slot, size(slot.Retained), size(max(0, *slot.Safe)), p.Name)
 			}
 		}
+		if silent(s.At, flow) {
+			add("connector %s has sent no heartbeat for %s: nothing of %s flows, whatever Connect says: see the log of its worker", p.Name, s.At.Sub(flow.Heartbeat).Round(time.Second), p.Name)
+		}
 		if oldest := s.OldestUnseen[p.Name]; oldest > 10 {
 			add("%d events of %s are in no inbox, the oldest for %.0f s", s.UnseenEvents[p.Name], p.Name, oldest)
 		}
@@ -293,6 +297,13 @@ func (s status) trouble(pipelines []supervisor.Pipeline) []string {
 // nearlyLost tells of a slot that half of the log is written that it may hold back. Both together are
 // max_slot_wal_keep_size, in whole segments.
 func nearlyLost(s supervisor.Slot) bool { return s.Safe != nil && s.Retained >= *s.Safe }
+
+// silent tells of a connector that reads its slot and sends nothing, not even heartbeats. They carry the clock of the worker, which may
+// be another machine's, and are not sent while it reads the table itself.
+func silent(now time.Time, flow supervisor.Pipeflow) bool {
+	return flow.Connector != nil && flow.Connector.State == "RUNNING" && flow.Slot != nil && flow.Slot.Active && flow.Slot.Snapshot == nil &&
+		!flow.Heartbeat.IsZero() && now.Sub(flow.Heartbeat) > 2*connect.MaxSilence
+}
 
 // waiting writes seconds for people.
 func waiting(seconds float64) string {

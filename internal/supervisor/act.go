@@ -125,9 +125,14 @@ func (s *Supervisor) settle(ctx context.Context, f Facts, p Pipeline) {
 	}
 }
 
-func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error {
+func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) (err error) {
 	limited, cancel := context.WithTimeout(ctx, s.actTimeout)
 	defer cancel()
+	defer func() {
+		if err != nil {
+			s.askLater(f.worker)
+		}
+	}()
 	switch act.Kind {
 	case Restart:
 		return f.worker.Restart(limited, p.Name, f.Pipelines[p.Name].Connector.State == "FAILED")
@@ -137,7 +142,7 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error
 		return provision.Topics(limited, s.cfg.Brokers, s.cfg.Replicas, s.cfg.Topics...)
 	case EndSender: // that one only: another reader may have come meanwhile
 		var ended bool
-		err := p.DB.QueryRow(limited, `SELECT coalesce(bool_or(pg_terminate_backend(active_pid)), false) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`,
+		err = p.DB.QueryRow(limited, `SELECT coalesce(bool_or(pg_terminate_backend(active_pid)), false) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`,
 			p.Slot, f.Pipelines[p.Name].Slot.pid).Scan(&ended)
 		if err == nil && !ended {
 			return errors.New("it has ended by itself")
@@ -169,6 +174,13 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error
 		return resume(ctx, s.cfg.Workers, s.resumeTimeout, p.Name)
 	}
 	return fmt.Errorf("no act %q", act.Kind)
+}
+
+// askLater has another worker asked from the next look on: one that answers may be unable to act.
+func (s *Supervisor) askLater(worker connect.Client) {
+	if s.workers[0] == worker.URL {
+		s.workers = append(s.workers[1:], worker.URL)
+	}
 }
 
 // SendAgain has a connector send its whole retained outbox again, whatever is known of it; it runs afterwards, also if it was stopped before.

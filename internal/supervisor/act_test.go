@@ -66,6 +66,34 @@ func TestResendResumes(t *testing.T) {
 	}
 }
 
+// A worker that answers and cannot act is not asked for ever.
+func TestAnotherWorkerIsAsked(t *testing.T) {
+	var urls []string
+	for range 2 {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodGet {
+				w.WriteHeader(http.StatusInternalServerError)
+				return
+			}
+			_, _ = w.Write([]byte(`{}`))
+		}))
+		t.Cleanup(server.Close)
+		urls = append(urls, server.URL)
+	}
+	s := newTestSupervisor(t, urls...)
+	for round, want := range []string{urls[0], urls[1], urls[0]} {
+		worker, _, err := askConnect(t.Context(), s.workers)
+		if err != nil || worker.URL != want {
+			t.Fatalf("round %d: %s was asked, %v", round, worker.URL, err)
+		}
+		for range 2 { // acts of one round
+			if err := s.do(t.Context(), Facts{worker: worker, Pipelines: map[string]Pipeflow{"orderdb": {Connector: &Connector{State: "FAILED"}}}}, s.cfg.Pipelines[0], Act{Kind: Restart}); err == nil {
+				t.Error("it did not fail")
+			}
+		}
+	}
+}
+
 // What could not be resumed is said to be so.
 func TestStillStopped(t *testing.T) {
 	var stopped atomic.Int32

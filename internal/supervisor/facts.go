@@ -128,7 +128,7 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 	var connectors map[string]connect.Status
 	all.Go(func() {
 		var err error
-		if f.worker, connectors, err = askConnect(ctx, s.cfg.Workers); err != nil {
+		if f.worker, connectors, err = askConnect(ctx, s.workers); err != nil {
 			unknown("Kafka Connect", err)
 		}
 	})

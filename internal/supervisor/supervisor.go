@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -98,6 +99,7 @@ type Supervisor struct {
 	memories map[string]*memory // by pipeline
 	heard    map[string]*heard  // by pipeline
 	readings readings
+	workers  []string // in the order in which they are asked
 
 	confirmations map[string]*confirmation // by pipeline
 
@@ -138,7 +140,7 @@ func New(cfg Config) (*Supervisor, error) {
 		return nil, fmt.Errorf("supervisor: kafka client: %w", err)
 	}
 	s := &Supervisor{
-		cfg: cfg, kafka: kafka, admin: kadm.NewClient(kafka), metrics: newMetrics(),
+		cfg: cfg, kafka: kafka, admin: kadm.NewClient(kafka), metrics: newMetrics(), workers: slices.Clone(cfg.Workers),
 		actTimeout: actTimeout, resumeTimeout: resumeTimeout,
 	}
 	s.forget()
