@@ -78,6 +78,8 @@ type Config struct {
 // Hooks are called from the consumer's goroutine; they must not block, nor call the
 // consumer. Nil ones are skipped.
 type Hooks struct {
+	// Begun: a transaction over some events begins; it may fail, and be tried again.
+	Begun func(events int)
 	// Committed: a transaction committed. fresh events had an effect, repeated ones
 	// were skipped, dead became dead letters.
 	Committed func(fresh, repeated, dead int, took time.Duration)

@@ -417,6 +417,9 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.cfg.Timeout)
 	defer cancel()
 
+	if h := c.cfg.Hooks.Begun; h != nil {
+		h(len(batch))
+	}
 	start := time.Now()
 	c.setBegun(start)
 	defer c.setBegun(time.Time{})

@@ -273,7 +273,7 @@ func (s status) trouble(pipelines []supervisor.Pipeline) []string {
 			}
 		}
 		if silent(s.At, flow) {
-			add("connector %s has sent no heartbeat for %s: nothing of %s flows, whatever Connect says: see the log of its worker", p.Name, s.At.Sub(flow.Heartbeat).Round(time.Second), p.Name)
+			add("connector %s has sent no heartbeat for %s: nothing of %s flows, whatever Connect says (see the log of its worker), unless the worker's clock is behind", p.Name, s.At.Sub(flow.Heartbeat).Round(time.Second), p.Name)
 		}
 		if oldest := s.OldestUnseen[p.Name]; oldest > 10 {
 			add("%d events of %s are in no inbox, the oldest for %.0f s", s.UnseenEvents[p.Name], p.Name, oldest)
@@ -299,10 +299,10 @@ func (s status) trouble(pipelines []supervisor.Pipeline) []string {
 func nearlyLost(s supervisor.Slot) bool { return s.Safe != nil && s.Retained >= *s.Safe }
 
 // silent tells of a connector that reads its slot and sends nothing, not even heartbeats. They carry the clock of the worker, which may
-// be another machine's, and are not sent while it reads the table itself.
+// be another machine's, and are not sent while it reads the table itself. After a start the newest one is that of before.
 func silent(now time.Time, flow supervisor.Pipeflow) bool {
 	return flow.Connector != nil && flow.Connector.State == "RUNNING" && flow.Slot != nil && flow.Slot.Active && flow.Slot.Snapshot == nil &&
-		!flow.Heartbeat.IsZero() && now.Sub(flow.Heartbeat) > 2*connect.MaxSilence
+		!flow.Heartbeat.IsZero() && min(now.Sub(flow.Heartbeat), flow.Slot.Read) > 2*connect.MaxSilence
 }
 
 // waiting writes seconds for people.

@@ -73,14 +73,14 @@ func TestStatusSaysWhatNeedsAttention(t *testing.T) {
 func TestStatusTellsOfASilentConnector(t *testing.T) {
 	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	beat := func(ago time.Duration, change func(*supervisor.Pipeflow)) string {
-		flow := supervisor.Pipeflow{Connector: &supervisor.Connector{State: "RUNNING"}, Slot: &supervisor.Slot{Exists: true, Active: true}, Heartbeat: now.Add(-ago)}
+		flow := supervisor.Pipeflow{Connector: &supervisor.Connector{State: "RUNNING"}, Slot: &supervisor.Slot{Exists: true, Active: true, Read: time.Hour}, Heartbeat: now.Add(-ago)}
 		if change != nil {
 			change(&flow)
 		}
 		s := status{Facts: supervisor.Facts{At: now, Pipelines: map[string]supervisor.Pipeflow{"stockdb": flow}}}
 		return strings.Join(s.trouble([]supervisor.Pipeline{{Name: "stockdb", Slot: "outbox_stockdb", Group: "stock-service"}}), "\n")
 	}
-	if got, want := beat(31*time.Second, nil), "connector stockdb has sent no heartbeat for 31s: nothing of stockdb flows, whatever Connect says: see the log of its worker"; got != want {
+	if got, want := beat(31*time.Second, nil), "connector stockdb has sent no heartbeat for 31s: nothing of stockdb flows, whatever Connect says (see the log of its worker), unless the worker's clock is behind"; got != want {
 		t.Errorf("%q", got)
 	}
 	snapshot := time.Minute
@@ -88,6 +88,7 @@ func TestStatusTellsOfASilentConnector(t *testing.T) {
 		"a young heartbeat": beat(30*time.Second, nil),
 		"none yet":          beat(time.Hour, func(f *supervisor.Pipeflow) { f.Heartbeat = time.Time{} }),
 		"a snapshot":        beat(time.Hour, func(f *supervisor.Pipeflow) { f.Slot.Snapshot = &snapshot }),
+		"a new reader":      beat(time.Hour, func(f *supervisor.Pipeflow) { f.Slot.Read = 10 * time.Second }),
 		"another cause":     beat(time.Hour, func(f *supervisor.Pipeflow) { f.Slot.Active = false }),
 	} {
 		if strings.Contains(got, "heartbeat") {

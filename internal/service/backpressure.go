@@ -7,8 +7,8 @@ import (
 )
 
 const (
-	// backlog is how many events of one transaction tell that more of them wait: more than one transaction of requests
-	// brings, and half of what the consumer takes at most by default.
+	// backlog is how many events of one transaction tell that more of them wait: half of what the consumer takes at most by default.
+	// A burst may bring as many at once; then little is held back, and not for long.
 	backlog = 250
 	// betweenTransactions is how long the consumer may take to begin its next transaction.
 	betweenTransactions = 100 * time.Millisecond
@@ -27,6 +27,7 @@ type Backpressure struct {
 
 	mu    sync.Mutex
 	until time.Time // new work waits for its turn
+	begin bool      // a transaction of a backlog has begun, and none was committed since
 	held  time.Duration
 }
 
@@ -37,18 +38,20 @@ func NewBackpressure() *Backpressure {
 
 // begun says that the consumer begins a transaction.
 func (b *Backpressure) begun(events int) {
-	var until time.Time
-	if events >= backlog {
-		until = time.Now().Add(longestHold)
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.until = until
+	switch {
+	case events < backlog:
+		b.until = time.Time{}
+	case !b.begin: // one that fails begins again and again, and holds back no longer for that
+		b.begin, b.until = true, time.Now().Add(longestHold)
+	}
 }
 
 // committed says that the consumer has committed one.
 func (b *Backpressure) committed() {
 	b.mu.Lock()
+	b.begin = false
 	if !b.until.IsZero() {
 		b.until = time.Now().Add(betweenTransactions)
 	}

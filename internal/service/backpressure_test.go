@@ -77,6 +77,13 @@ func TestNothingIsHeldBackWithoutABacklog(t *testing.T) {
 		"less waits now":               func(b *Backpressure) { b.begun(backlog); b.committed(); b.begun(1) },
 		"nothing has come for long":    func(b *Backpressure) { b.begun(backlog); b.committed(); time.Sleep(betweenTransactions) },
 		"its transaction does not end": func(b *Backpressure) { b.begun(backlog); time.Sleep(longestHold) },
+		"its transactions fail": func(b *Backpressure) {
+			b.begun(backlog)
+			time.Sleep(longestHold / 2)
+			b.begun(backlog)
+			time.Sleep(longestHold / 2)
+			b.begun(backlog)
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

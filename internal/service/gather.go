@@ -15,7 +15,7 @@ const commitTimeout = 10 * time.Second
 
 // errBusy is the answer to what no writer takes within [acquireTimeout]: as with connections, a client that may come
 // again is better than a pile of those that wait.
-var errBusy = notBegun("the service has more to write than it can for %s", acquireTimeout)
+var errBusy = notBegun("the service has had more to do than it can for %s", acquireTimeout)
 
 // errStopped is the answer to what arrives when the writers have gone.
 var errStopped = notBegun("the service is stopping")

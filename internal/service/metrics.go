@@ -67,7 +67,7 @@ func newMetrics(pool *Pool, pressure *Backpressure) *metrics {
 	m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "db_pool_wait_seconds_total", Help: "Time spent waiting for a connection of the pool.",
 	}, func() float64 { return pool.waits().Seconds() }), prometheus.NewCounterFunc(prometheus.CounterOpts{
-		Name: "backpressure_wait_seconds_total", Help: "Time for which requests were held back because the consumer had a backlog.",
+		Name: "backpressure_wait_seconds_total", Help: "Time for which writers of new work were held back because the consumer had a backlog.",
 	}, func() float64 { return pressure.waits().Seconds() }))
 	return m
 }

@@ -316,6 +316,7 @@ func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *me
 		decode = func(ev inbox.Event) (any, error) { return events.Decode(ev.Type, ev.Key, ev.Payload) }
 	}
 	hooks := m.hooks()
+	hooks.Begun = pressure.begun
 	count := hooks.Committed
 	hooks.Committed = func(fresh, repeated, dead int, took time.Duration) {
 		count(fresh, repeated, dead, took)
@@ -324,13 +325,9 @@ func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *me
 			svc.Committed()
 		}
 	}
-	batch := func(evs []inbox.Event) inbox.Batch {
-		pressure.begun(len(evs))
-		return svc.Batch(evs)
-	}
 	return inbox.New(inbox.Config{
 		Pool: pool, Brokers: cfg.brokers, Group: name, Topics: svc.Topics, Partitions: svc.Partitions,
-		Batch: batch, Decode: decode, MaxBatch: cfg.maxBatch,
+		Batch: svc.Batch, Decode: decode, MaxBatch: cfg.maxBatch,
 		DeadLetter: func(d inbox.DeadLetter) (outbox.Event, error) {
 			return announce(svc.DeadLetterTopic, svc.DeadLetterType, d)
 		},

@@ -220,6 +220,7 @@ func TestABacklogHoldsNewWorkBack(t *testing.T) {
 	ctx, stop := context.WithTimeout(t.Context(), 40*time.Second)
 	defer stop()
 	writer := service.NewGather(1, 1, func(context.Context, []int) ([]service.Result[int], error) {
+		time.Sleep(time.Millisecond) // as one that writes
 		return make([]service.Result[int], 1), nil
 	})
 	writer.Backpressure = p.runtime.Backpressure
@@ -231,6 +232,7 @@ func TestABacklogHoldsNewWorkBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer hold.Rollback(context.WithoutCancel(ctx))
 	if _, err := hold.Exec(ctx, `LOCK TABLE inbox IN SHARE MODE`); err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"outboxsaga/internal/connect"
@@ -125,24 +126,19 @@ func (s *Supervisor) settle(ctx context.Context, f Facts, p Pipeline) {
 	}
 }
 
-func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) (err error) {
+func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) error {
 	limited, cancel := context.WithTimeout(ctx, s.actTimeout)
 	defer cancel()
-	defer func() {
-		if err != nil {
-			s.askLater(f.worker)
-		}
-	}()
 	switch act.Kind {
 	case Restart:
-		return f.worker.Restart(limited, p.Name, f.Pipelines[p.Name].Connector.State == "FAILED")
+		return s.asked(f.worker, f.worker.Restart(limited, p.Name, f.Pipelines[p.Name].Connector.State == "FAILED"))
 	case Register:
-		return f.worker.Put(limited, p.Connector)
+		return s.asked(f.worker, f.worker.Put(limited, p.Connector))
 	case MakeTopics:
 		return provision.Topics(limited, s.cfg.Brokers, s.cfg.Replicas, s.cfg.Topics...)
 	case EndSender: // that one only: another reader may have come meanwhile
 		var ended bool
-		err = p.DB.QueryRow(limited, `SELECT coalesce(bool_or(pg_terminate_backend(active_pid)), false) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`,
+		err := p.DB.QueryRow(limited, `SELECT coalesce(bool_or(pg_terminate_backend(active_pid)), false) FROM pg_replication_slots WHERE slot_name = $1 AND active_pid = $2`,
 			p.Slot, f.Pipelines[p.Name].Slot.pid).Scan(&ended)
 		if err == nil && !ended {
 			return errors.New("it has ended by itself")
@@ -152,11 +148,11 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) (err 
 		if err := s.dropLost(limited, p); err != nil {
 			return err
 		}
-		return f.worker.Restart(limited, p.Name, false)
+		return s.asked(f.worker, f.worker.Restart(limited, p.Name, false))
 	case Resend:
 		st, err := f.worker.Status(limited, p.Name)
 		if err != nil {
-			return err
+			return s.asked(f.worker, err)
 		}
 		if st.Connector.State != "RUNNING" {
 			return fmt.Errorf("the connector is %s now: it is left alone", st.Connector.State)
@@ -169,18 +165,20 @@ func (s *Supervisor) do(ctx context.Context, f Facts, p Pipeline, act Act) (err 
 				return err
 			}
 		}
-		return sendAgain(ctx, limited, f.worker, s.cfg.Workers, s.resumeTimeout, p.Name)
+		return s.asked(f.worker, sendAgain(ctx, limited, f.worker, s.cfg.Workers, s.resumeTimeout, p.Name))
 	case Resume:
 		return resume(ctx, s.cfg.Workers, s.resumeTimeout, p.Name)
 	}
 	return fmt.Errorf("no act %q", act.Kind)
 }
 
-// askLater has another worker asked from the next look on: one that answers may be unable to act.
-func (s *Supervisor) askLater(worker connect.Client) {
-	if s.workers[0] == worker.URL {
-		s.workers = append(s.workers[1:], worker.URL)
+// asked returns err, of an act that a worker was asked for. After an error the others are asked before it from the next look on:
+// one that answers may be unable to act.
+func (s *Supervisor) asked(worker connect.Client, err error) error {
+	if i := slices.Index(s.workers, worker.URL); err != nil && i >= 0 {
+		s.workers = append(slices.Delete(s.workers, i, i+1), worker.URL)
 	}
+	return err
 }
 
 // SendAgain has a connector send its whole retained outbox again, whatever is known of it; it runs afterwards, also if it was stopped before.

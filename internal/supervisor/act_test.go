@@ -68,7 +68,9 @@ func TestResendResumes(t *testing.T) {
 
 // A worker that answers and cannot act is not asked for ever.
 func TestAnotherWorkerIsAsked(t *testing.T) {
-	var urls []string
+	dead := httptest.NewServer(nil)
+	dead.Close()
+	urls := []string{dead.URL}
 	for range 2 {
 		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.Method != http.MethodGet {
@@ -81,7 +83,7 @@ func TestAnotherWorkerIsAsked(t *testing.T) {
 		urls = append(urls, server.URL)
 	}
 	s := newTestSupervisor(t, urls...)
-	for round, want := range []string{urls[0], urls[1], urls[0]} {
+	for round, want := range []string{urls[1], urls[2], urls[1]} {
 		worker, _, err := askConnect(t.Context(), s.workers)
 		if err != nil || worker.URL != want {
 			t.Fatalf("round %d: %s was asked, %v", round, worker.URL, err)

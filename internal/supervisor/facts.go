@@ -77,6 +77,9 @@ type Slot struct {
 	// has no reader.
 	Silence *time.Duration `json:"silence_ns,omitempty"`
 
+	// Read is for how long it has had this reader; 0: it has none, or it may not be seen.
+	Read time.Duration `json:"read_ns"`
+
 	pid int32 // the walsender's process; 0: none
 	// replies is how often a reader is heard at least: while it sends a long transaction, a walsender listens only after half of
 	// wal_sender_timeout.
@@ -228,7 +231,7 @@ const selectSlot = `
 SELECT (pg_current_wal_lsn() - '0/0'::pg_lsn)::bigint, s.slot_name IS NOT NULL, coalesce(s.active, false), coalesce(s.wal_status, ''),
        coalesce(s.invalidation_reason, ''), coalesce(s.confirmed_flush_lsn - '0/0'::pg_lsn, 0)::bigint,
        coalesce(pg_current_wal_lsn() - s.restart_lsn, 0)::bigint, s.safe_wal_size,
-       coalesce(s.active_pid, 0),
+       coalesce(s.active_pid, 0), coalesce(extract(epoch FROM clock_timestamp() - r.backend_start), 0)::float8,
        -- While a slot is being made its maker has it too.
        CASE WHEN r.state IN ('catchup', 'streaming') AND r.application_name LIKE 'Debezium%' THEN r.pid || ' ' || r.backend_start ELSE '' END,
        CASE WHEN r.state IN ('catchup', 'streaming') THEN r.pid || ' ' || r.backend_start || coalesce(' ' || r.reply_time, '') END,
@@ -279,10 +282,11 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	var said *string
 	var snapshot *float64
 	var repliesMillis int64
+	var read float64
 	err := outbox.CheckPublication(ctx, p.DB) // first: what begins after the look is published then
 	if s.published = err == nil; err == nil || errors.As(err, new(outbox.SettingError)) {
 		err = p.DB.QueryRow(ctx, selectSlot, p.Slot).Scan(&s.WAL, &s.Exists, &s.Active, &s.WALStatus, &s.Reason, &s.Confirmed, &s.Retained, &s.Safe,
-			&s.pid, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &s.publication, &snapshot, &repliesMillis)
+			&s.pid, &read, &s.reader, &said, &s.mark.xid, &s.next, &s.mark.wal, &s.history, &s.at, &s.publication, &snapshot, &repliesMillis)
 	}
 	if err != nil {
 		*h = heard{} // nobody was heard while PostgreSQL did not answer
@@ -293,6 +297,7 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 	}
 	s.replies = time.Duration(repliesMillis) * time.Millisecond
 	s.Silence = h.silence(time.Now(), said)
+	s.Read = time.Duration(max(0, read) * float64(time.Second))
 	if snapshot != nil {
 		d := time.Duration(max(0, *snapshot) * float64(time.Second))
 		s.Snapshot = &d

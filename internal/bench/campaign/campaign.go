@@ -155,6 +155,7 @@ type session struct {
 	part, name string // of the points
 	confirms   bool   // they are confirmations
 	begin      time.Time
+	filled     string // where the log was after [session.fillLog]
 }
 
 // flows waits until orders settle: all parts of the system have found each other.
@@ -184,8 +185,8 @@ func (s *session) warmUp(ctx context.Context, top int) error {
 		return err
 	}
 	for i, rate := range []int{200, 1000, 3000} {
-		if i == 1 { // the slots have moved on from those files
-			if _, err := s.DB.Exec(ctx, `CHECKPOINT`); err != nil {
+		if i == 1 {
+			if err := s.recycleLog(ctx); err != nil {
 				return err
 			}
 		}
@@ -215,7 +216,34 @@ func (s *session) fillLog(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	// Slots can begin at such a snapshot, which is behind those files.
+	if err := s.DB.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&s.filled); err != nil {
+		return err
+	}
+	_, err := s.DB.Exec(ctx, `SELECT pg_log_standby_snapshot()`)
+	return err
+}
+
+// recycleLog has a checkpoint make those files future ones, when all slots have moved on from them: connectors confirm every few seconds.
+func (s *session) recycleLog(ctx context.Context) error {
+	for end := time.Now().Add(15 * time.Second); ; {
+		var behind bool
+		if err := s.DB.QueryRow(ctx, `SELECT coalesce(min(restart_lsn) >= $1::text::pg_lsn, true) FROM pg_replication_slots`, s.filled).Scan(&behind); err != nil {
+			return err
+		}
+		if behind {
+			break
+		}
+		if time.Now().After(end) {
+			s.c.say("%s: a replication slot has not moved on: PostgreSQL makes new files of its log under load", s.Name)
+			break
+		}
+		if err := wait(ctx, 200*time.Millisecond); err != nil {
+			return err
+		}
+	}
+	_, err := s.DB.Exec(ctx, `CHECKPOINT`)
+	return err
 }
 
 // run measures without keeping, and lets the system come to rest.
