@@ -27,7 +27,7 @@ type Backpressure struct {
 
 	mu    sync.Mutex
 	until time.Time // new work waits for its turn
-	begin bool      // a transaction of a backlog has begun, and none was committed since
+	open  bool      // a transaction of a backlog has begun, and none was committed since
 	held  time.Duration
 }
 
@@ -43,15 +43,15 @@ func (b *Backpressure) begun(events int) {
 	switch {
 	case events < backlog:
 		b.until = time.Time{}
-	case !b.begin: // one that fails begins again and again, and holds back no longer for that
-		b.begin, b.until = true, time.Now().Add(longestHold)
+	case !b.open: // one that fails begins again and again, and holds back no longer for that
+		b.open, b.until = true, time.Now().Add(longestHold)
 	}
 }
 
 // committed says that the consumer has committed one.
 func (b *Backpressure) committed() {
 	b.mu.Lock()
-	b.begin = false
+	b.open = false
 	if !b.until.IsZero() {
 		b.until = time.Now().Add(betweenTransactions)
 	}

@@ -76,7 +76,6 @@ type Slot struct {
 	// Silence is how long its reader has said nothing, as far as it was watched: 0 in the first look. nil: it
 	// has no reader.
 	Silence *time.Duration `json:"silence_ns,omitempty"`
-
 	// Read is for how long it has had this reader; 0: it has none, or it may not be seen.
 	Read time.Duration `json:"read_ns"`
 
