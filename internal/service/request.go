@@ -2,6 +2,7 @@ package service
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -9,11 +10,13 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"reflect"
 	"strconv"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
+	strict "github.com/go-json-experiment/json" // encoding/json/v2 as of Go 1.27
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/uuid"
 )
 
@@ -26,7 +29,6 @@ const maxBody = 64 << 10
 // field, also one that differs in case only, a field that comes twice, a wrong type, a
 // fraction or an overflow where a whole number belongs, a NUL, text that is not UTF-8,
 // anything after the object. A missing field keeps its zero value: check values afterwards.
-// The fields of v have names in lower case.
 func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	if header := r.Header.Get("Content-Type"); header != "" {
 		kind, _, err := mime.ParseMediaType(header)
@@ -41,8 +43,6 @@ func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 		return NewProblem(http.StatusRequestEntityTooLarge, "too-large", "the body is larger than %d bytes", maxBody)
 	case err != nil:
 		return BadRequest("malformed-json", "the body could not be read to its end")
-	case !utf8.Valid(body):
-		return BadRequest("malformed-json", "the body is not UTF-8 text")
 	case hasNUL(body):
 		return BadRequest("malformed-json", "the body has a NUL character")
 	}
@@ -53,83 +53,51 @@ func ReadJSON(w http.ResponseWriter, r *http.Request, v any) error {
 	if body[0] != '{' {
 		return BadRequest("malformed-json", "the body must be a JSON object")
 	}
-	d := json.NewDecoder(bytes.NewReader(body))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
+	if err := strict.Unmarshal(body, v, strict.RejectUnknownMembers(true)); err != nil {
 		return explain(err)
 	}
-	if d.InputOffset() < int64(len(body)) {
-		return BadRequest("malformed-json", "there is something after the JSON object, at byte %d", d.InputOffset()+1)
-	}
-	return exactNames(body)
+	return nil
 }
 
-// exactNames refuses what encoding/json takes for one of our fields, or takes the last of: names in another case, and names
-// that an object has twice (RFC 8259, 4: what becomes of these is unpredictable). body is valid JSON.
-func exactNames(body []byte) error {
-	d := json.NewDecoder(bytes.NewReader(body))
-	var open []map[string]bool // the names so far of the objects that we are in; of an array nil
-	isName := false
-	for {
-		token, err := d.Token()
-		if err != nil { // io.EOF
-			return nil
-		}
-		switch token := token.(type) {
-		case json.Delim:
-			switch token {
-			case '{':
-				open = append(open, map[string]bool{})
-			case '[':
-				open = append(open, nil)
-			default:
-				open = open[:len(open)-1]
-			}
-		case string:
-			if !isName {
-				break
-			}
-			names := open[len(open)-1]
-			if strings.ContainsFunc(token, func(r rune) bool { return r > unicode.MaxASCII || unicode.IsUpper(r) }) {
-				return unknownField(strconv.Quote(token))
-			}
-			if names[token] {
-				return BadRequest("malformed-json", "the field %q comes twice", clip(token))
-			}
-			names[token] = true
-			isName = false
-			continue
-		}
-		isName = len(open) > 0 && open[len(open)-1] != nil
-	}
-}
-
-func unknownField(quoted string) error {
-	return BadRequest("unknown-field", "the field %s is not known", clip(quoted))
-}
-
-// explain turns an error of encoding/json into a problem.
+// explain turns an error of the strict reader into a problem.
 func explain(err error) error {
-	var syntax *json.SyntaxError
-	var kind *json.UnmarshalTypeError
+	var syntax *jsontext.SyntacticError
+	var kind *strict.SemanticError
 	switch {
-	case errors.As(err, &syntax):
-		return BadRequest("malformed-json", "the body is not valid JSON at byte %d: %s", syntax.Offset, err)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return BadRequest("malformed-json", "the JSON ends before it is complete")
-	case errors.As(err, &kind):
-		want := map[string]string{
-			"int64": "a whole number", "int": "a whole number", "string": "a string", "bool": "true or false",
-			"slice": "an array", "struct": "an object",
-		}[kind.Type.Kind().String()]
-		if want == "" {
-			want = kind.Type.Kind().String()
-		}
-		return BadRequest("bad-value", "%q must be %s, not %s", kind.Field, want, clip(kind.Value))
-	case strings.HasPrefix(err.Error(), "json: unknown field "):
-		return unknownField(strings.TrimPrefix(err.Error(), "json: unknown field "))
+	case errors.As(err, &syntax) && errors.Is(err, jsontext.ErrDuplicateName):
+		return BadRequest("malformed-json", "the field %q comes twice", field(syntax.JSONPointer))
+	case errors.As(err, &syntax):
+		return BadRequest("malformed-json", "the body is not valid JSON at byte %d: %s", syntax.ByteOffset+1, clip(syntax.Err.Error()))
+	case errors.As(err, &kind) && errors.Is(err, strict.ErrUnknownName):
+		return BadRequest("unknown-field", "the field %q is not known", field(kind.JSONPointer))
+	case errors.As(err, &kind) && kind.GoType != nil:
+		want := map[reflect.Kind]string{
+			reflect.Int64: "a whole number", reflect.Int: "a whole number", reflect.String: "a string", reflect.Bool: "true or false",
+			reflect.Slice: "an array", reflect.Struct: "an object",
+		}[kind.GoType.Kind()]
+		got := map[jsontext.Kind]string{'"': "a string", '{': "an object", '[': "an array", '0': cmp.Or(string(kind.JSONValue), "a number")}[kind.JSONKind]
+		return BadRequest("bad-value", "%q must be %s, not %s", field(kind.JSONPointer),
+			cmp.Or(want, kind.GoType.Kind().String()), clip(cmp.Or(got, kind.JSONKind.String())))
 	}
 	return BadRequest("malformed-json", "the body does not fit: %s", clip(err.Error()))
+}
+
+// field is how a problem names a place in the body: items[0].sku.
+func field(at jsontext.Pointer) string {
+	var name strings.Builder
+	for token := range at.Tokens() {
+		switch _, err := strconv.Atoi(token); {
+		case err == nil:
+			name.WriteString("[" + token + "]")
+		case name.Len() > 0:
+			name.WriteString("." + token)
+		default:
+			name.WriteString(token)
+		}
+	}
+	return clip(name.String())
 }
 
 // hasNUL finds the escape of a NUL: valid in JSON, impossible in PostgreSQL's text.
