@@ -133,4 +133,11 @@ packages() {
   done | tr '\n' ' '
 }
 
-stack_dir() { printf '%s' "${STACK_DIR:-$PWD/.stack}"; }
+# stack_dir: STACK_DIR as an absolute path; a relative one is of the folder that the script was called in.
+stack_dir() {
+  case ${STACK_DIR:-} in
+    '') printf '%s' "$PWD/.stack" ;;
+    /*) printf '%s' "$STACK_DIR" ;;
+    *) printf '%s' "$OLDPWD/$STACK_DIR" ;; # all scripts go to the project's root first
+  esac
+}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -54,11 +55,11 @@ func newCheckout(t *testing.T) *checkout {
 	return c
 }
 
-// run runs a script. It fails the test unless the script does what is expected of it.
+// run runs a script in another folder than the project's. It fails the test unless the script does what is expected of it.
 func (c *checkout) run(ok bool, script string, args ...string) string {
 	c.Helper()
 	cmd := exec.Command(filepath.Join(stacktest.Root(), "scripts", script), args...)
-	cmd.Env = c.env
+	cmd.Dir, cmd.Env = filepath.Dir(c.stack.Dir()), append(slices.Clone(c.env), "STACK_DIR="+filepath.Base(c.stack.Dir())) // as a relative path
 	out, err := cmd.CombinedOutput()
 	if (err == nil) != ok {
 		c.Fatalf("%s %v: %v\n%s", script, args, err, out)
