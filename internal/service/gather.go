@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// commitTimeout bounds one commit of a [Gather], and how long an item waits for its own.
+// commitTimeout bounds one commit of a [Gather], and how long an item that was taken waits for its own.
 const commitTimeout = 10 * time.Second
 
 // errBusy is the answer to what no writer takes within [acquireTimeout]: as with connections, a client that may come
@@ -68,27 +68,28 @@ func (g *Gather[T, R]) Run(ctx context.Context) error {
 	return nil
 }
 
-// Do waits until the item is committed, 10 s have passed or ctx is done. In the last two cases the item may
-// be committed nevertheless. It waits no longer than 2 s until a writer takes the item; then nothing was done.
+// Do waits until the item is committed, at most 2 s until a writer takes it and 10 s from then on. It returns early when ctx is done.
+// If no writer took it, nothing was done and the error says so; else it may be committed nevertheless.
 func (g *Gather[T, R]) Do(ctx context.Context, item T) (R, error) {
-	ctx, cancel := context.WithTimeout(ctx, commitTimeout)
-	defer cancel()
 	var none R
 	req := request[T, R]{item, make(chan Result[R], 1)}
-	busy := time.NewTimer(acquireTimeout)
-	defer busy.Stop()
+	patience := time.NewTimer(acquireTimeout) // a context with a deadline costs more, for every order
+	defer patience.Stop()
 	select {
 	case g.waiting <- req:
-	case <-busy.C:
+	case <-patience.C:
 		return none, errBusy
 	case <-ctx.Done():
 		return none, ctx.Err()
 	case <-g.stopped:
 		return none, errStopped
 	}
+	patience.Reset(commitTimeout)
 	select {
 	case result := <-req.reply:
 		return result.Value, result.Err
+	case <-patience.C:
+		return none, context.DeadlineExceeded
 	case <-ctx.Done():
 		return none, ctx.Err()
 	}

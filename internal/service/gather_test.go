@@ -188,7 +188,7 @@ func TestGatherStops(t *testing.T) {
 	})
 }
 
-// While the writers hang, as with a database that does not answer, nobody waits for them for long.
+// While the writers hang, as with a database that does not answer, nobody waits for them for long, nor for what one has taken.
 func TestNobodyWaitsLongForAWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
@@ -209,10 +209,15 @@ func TestNobodyWaitsLongForAWriter(t *testing.T) {
 		if _, err := g.Do(t.Context(), 8); !Unavailable(err) || !strings.Contains(err.Error(), "nothing was done") || time.Since(begin) != acquireTimeout {
 			t.Errorf("after %s: %v", time.Since(begin), err)
 		}
-		close(release)
+		release <- struct{}{}
 		if value := <-taken; value != 7 {
 			t.Error(value)
 		}
+		begin = time.Now()
+		if _, err := g.Do(t.Context(), 9); !errors.Is(err, context.DeadlineExceeded) || time.Since(begin) != commitTimeout { // taken, and not committed
+			t.Errorf("after %s: %v", time.Since(begin), err)
+		}
+		close(release)
 		stop()
 		if err := <-stopped; err != nil {
 			t.Error(err)
