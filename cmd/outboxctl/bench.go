@@ -187,13 +187,17 @@ func settings() (all map[string]string, notes []string, err error) {
 	if missing != nil {
 		notes = append(notes, missing.Error())
 	}
+	services, err := scheduling.ForGo()
+	if err != nil {
+		return nil, nil, err
+	}
 	policy := "other"
 	if worker.Batch {
 		policy = "batch"
 	}
 	all = map[string]string{
 		scheduling.PolicyVariable: policy, scheduling.IntervalVariable: worker.Interval, scheduling.BatchVariable: worker.MaxBatch,
-		scheduling.SlackVariable: strconv.FormatInt(worker.Slack.Milliseconds(), 10),
+		scheduling.SlackVariable: strconv.FormatInt(worker.Slack.Milliseconds(), 10), scheduling.GoSlackVariable: strconv.FormatInt(services.Slack.Milliseconds(), 10),
 	}
 	for _, name := range []string{"MAX_BATCH", "GOGC", "GOMAXPROCS", "GOMEMLIMIT"} {
 		if value, set := os.LookupEnv(name); set {

@@ -293,8 +293,9 @@ func (s *Stack) connect(kit Kit, i int) (Process, error) {
 	p := Process{
 		Name: name, Port: s.cfg.port(Connect, i), PortVariable: PortVariable(portVariables[Connect], i),
 		Args: append(s.jvm(kit, name, "-Xmx512m"), "org.apache.kafka.connect.cli.ConnectDistributed", conf),
-		Temp: s.temp(name), Again: NoBroker, Schedule: schedule, Variables: scheduling.Variables(),
-		Env: []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
+		Temp: s.temp(name), Again: NoBroker, Variables: scheduling.WorkerVariables(),
+		Schedule: func() (scheduling.Schedule, error) { return schedule, nil },
+		Env:      []string{"CDC_HOST=127.0.0.1", fmt.Sprint("CDC_PORT=", s.cdcPort()), "CDC_USER=cdc", "CDC_PASSWORD=cdc"},
 		Ready: func(ctx context.Context) error {
 			req, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/connectors", nil)
 			if err != nil {

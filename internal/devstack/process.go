@@ -46,8 +46,8 @@ type Process struct {
 	// Temp is its folder for temporary files, if it has one: made anew at each start, because a killed process leaves
 	// them behind.
 	Temp string
-	// Schedule is how the system is to schedule it. Default: as [scheduling.ForProcess] says.
-	Schedule scheduling.Schedule
+	// Schedule says how the system is to schedule it. Default: [scheduling.ForProcess].
+	Schedule func() (scheduling.Schedule, error)
 
 	user *user // nil: the user of this program
 }
@@ -77,12 +77,16 @@ func (p Process) withDefaults() Process {
 	if p.Timeout == 0 {
 		p.Timeout = 60 * time.Second
 	}
+	if p.Schedule == nil {
+		p.Schedule = scheduling.ForProcess
+	}
 	return p
 }
 
 // Launch starts p unless it runs, and does not wait for it. Use it to start several
 // processes at once, and [Stack.Await] each.
 func (s *Stack) Launch(p Process) error {
+	p = p.withDefaults()
 	if pid, running := s.running(p.Name); running {
 		if _, port := s.born(p.Name); port != p.Port {
 			return fmt.Errorf("%s runs already, on port %d: set %s=%d, or stop it first (scripts/down.sh)", p.Name, port, p.PortVariable, port)
@@ -117,11 +121,9 @@ func (s *Stack) Launch(p Process) error {
 		cmd.Dir = "/"
 		cmd.SysProcAttr.Credential = p.user.credential()
 	}
-	schedule := p.Schedule
-	if schedule == (scheduling.Schedule{}) {
-		if schedule, err = scheduling.ForProcess(); err != nil {
-			return err
-		}
+	schedule, err := p.Schedule()
+	if err != nil {
+		return err
 	}
 	if err := schedule.Start(cmd.Start); err != nil {
 		return fmt.Errorf("start %s: %w", p.Name, err)

@@ -10,8 +10,11 @@
 //     five times, for a millisecond each. If nothing came, it sleeps for poll.interval.ms, and hears nothing meanwhile; the task that takes its
 //     records waits for as long, and spins through the last millisecond. With a slack the reader listens most of the time, nobody spins, and
 //     a short sleep costs less than a long one without.
+//   - A smaller one for programs in Go. The monitor of Go's runtime (sysmon) sleeps for 20 µs at a time while there is anything to do, and
+//     each time a system call has lasted for longer it has another thread go on with the other goroutines. In a service that
+//     waits for sockets most of the time both cost more than they bring.
 //
-// Figures are in docs/benchmarks.md, "What Debezium waits for" and "Who interrupts whom".
+// Figures are in docs/benchmarks.md, "What Debezium waits for", "Who interrupts whom" and "The monitor of Go's runtime".
 package scheduling
 
 import (
@@ -30,8 +33,10 @@ import (
 const (
 	// PolicyVariable is "batch" (the default) or "other", which leaves the policy as it is.
 	PolicyVariable = "SCHEDULING_POLICY"
-	// SlackVariable is the timer slack in milliseconds. The default is 8; 0 leaves it as it is.
+	// SlackVariable is the timer slack of a worker in milliseconds. The default is 8; 0 leaves it as it is.
 	SlackVariable = "CDC_TIMER_SLACK_MS"
+	// GoSlackVariable is that of programs in Go. The default is 2.
+	GoSlackVariable = "GO_TIMER_SLACK_MS"
 	// BatchVariable is the connectors' max.batch.size, 1 to 8000; they read it from the worker's environment. With 1, the default,
 	// an event goes on at once. With more, events are gathered until there are so many or the interval is over: that costs some
 	// milliseconds and spares processors, so that a machine that is short of them carries more.
@@ -41,10 +46,13 @@ const (
 	IntervalVariable = "CDC_POLL_INTERVAL_MS"
 )
 
-// Variables are all of them.
-func Variables() []string {
+// WorkerVariables are those that [ForWorker] reads.
+func WorkerVariables() []string {
 	return []string{PolicyVariable, SlackVariable, BatchVariable, IntervalVariable}
 }
+
+// GoVariables are those that [ForGo] reads.
+func GoVariables() []string { return []string{PolicyVariable, GoSlackVariable} }
 
 // Schedule is how a process is scheduled. The zero value is the usual one.
 type Schedule struct {
@@ -57,30 +65,25 @@ type Schedule struct {
 // ForProcess is how any process is to be scheduled, as far as this system can do it: it works without, only slower. err says what the
 // environment must have in place of what it has.
 func ForProcess() (s Schedule, err error) {
-	if s, err = policy(); err == nil && s.try() != nil {
-		s = Schedule{}
-	}
+	asked, err := policy()
+	s, _ = asked.able()
+	return s, err
+}
+
+// ForGo is [ForProcess] for a service in Go.
+func ForGo() (s Schedule, err error) {
+	asked, err := policyAndSlack(GoSlackVariable, 2)
+	s, _ = asked.able()
 	return s, err
 }
 
 // ForWorker is [ForProcess] for a Connect worker. missing says what this system cannot do, for people.
 func ForWorker() (s Schedule, missing, err error) {
-	asked, err := policy()
+	asked, err := policyAndSlack(SlackVariable, 8)
 	if err != nil {
 		return s, nil, err
 	}
-	slack, err := number(SlackVariable, "milliseconds", 8, 0, 1000)
-	if err != nil {
-		return s, nil, err
-	}
-	asked.Slack = time.Duration(slack) * time.Millisecond
-	var cannot []string // some sandboxes know only one of them, or none
-	if err := (Schedule{Batch: asked.Batch}).try(); err != nil {
-		cannot, asked.Batch = append(cannot, err.Error()), false
-	}
-	if err := (Schedule{Slack: asked.Slack}).try(); err != nil {
-		cannot, asked.Slack = append(cannot, err.Error()), 0
-	}
+	s, cannot := asked.able()
 	if len(cannot) > 0 {
 		missing = errors.New("the worker takes more CPU time than it could: " + strings.Join(cannot, "; "))
 	}
@@ -92,12 +95,12 @@ func ForWorker() (s Schedule, missing, err error) {
 	switch {
 	case most > 1:
 		usual = 10
-	case asked.Slack == 0:
+	case s.Slack == 0:
 		usual = 20
 	}
 	interval, err := number(IntervalVariable, "milliseconds", usual, 1, 1000)
-	asked.Interval, asked.MaxBatch = strconv.Itoa(interval), strconv.Itoa(most)
-	return asked, missing, err
+	s.Interval, s.MaxBatch = strconv.Itoa(interval), strconv.Itoa(most)
+	return s, missing, err
 }
 
 func policy() (Schedule, error) {
@@ -111,8 +114,27 @@ func policy() (Schedule, error) {
 	}
 }
 
-// try tells whether this system can do it.
-func (s Schedule) try() error { return s.Start(func() error { return nil }) }
+func policyAndSlack(variable string, usual int) (Schedule, error) {
+	s, err := policy()
+	if err != nil {
+		return s, err
+	}
+	slack, err := number(variable, "milliseconds", usual, 0, 1000)
+	s.Slack = time.Duration(slack) * time.Millisecond
+	return s, err
+}
+
+// able is what of it this system can do, and why it cannot do the rest: some sandboxes know only a part of it, or nothing.
+func (s Schedule) able() (able Schedule, cannot []string) {
+	for _, part := range []Schedule{{Batch: s.Batch}, {Slack: s.Slack}} {
+		if err := part.Start(func() error { return nil }); err != nil {
+			cannot = append(cannot, err.Error())
+			continue
+		}
+		able.Batch, able.Slack = able.Batch || part.Batch, able.Slack+part.Slack
+	}
+	return able, cannot
+}
 
 // number reads a variable, def where it is not set.
 func number(variable, what string, def, least, most int) (int, error) {

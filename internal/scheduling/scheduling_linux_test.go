@@ -80,6 +80,18 @@ func TestForWorker(t *testing.T) {
 		if got, err := scheduling.ForProcess(); got != (scheduling.Schedule{Batch: c.want.Batch}) || err != nil {
 			t.Errorf("%+v: a process: %+v, %v", c, got, err)
 		}
+		t.Setenv(scheduling.GoSlackVariable, c.slack)
+		want := scheduling.Schedule{Batch: c.want.Batch, Slack: c.want.Slack}
+		if c.slack == "" {
+			want.Slack = 2 * time.Millisecond
+		}
+		if got, err := scheduling.ForGo(); got != want || err != nil {
+			t.Errorf("%+v: a program in Go: %+v, %v", c, got, err)
+		}
+	}
+	t.Setenv(scheduling.GoSlackVariable, "2ms")
+	if _, err := scheduling.ForGo(); err == nil || !strings.Contains(err.Error(), scheduling.GoSlackVariable) {
+		t.Error(err)
 	}
 	for _, c := range []struct{ variable, value string }{
 		{scheduling.PolicyVariable, "fifo"}, {scheduling.SlackVariable, "8ms"}, {scheduling.SlackVariable, "-1"}, {scheduling.SlackVariable, "1001"},

@@ -21,6 +21,7 @@ import (
 	"outboxsaga/internal/connect"
 	"outboxsaga/internal/devstack"
 	"outboxsaga/internal/provision"
+	"outboxsaga/internal/scheduling"
 	"outboxsaga/internal/service"
 	"outboxsaga/internal/supervisor"
 	ordermigrations "outboxsaga/order-service/migrations"
@@ -234,7 +235,7 @@ func (s Service) Process(stack *devstack.Stack, bin string, instance, port int, 
 	program := filepath.Join(bin, s.Name)
 	return devstack.Process{
 		Name: devstack.Instance(s.Name, instance), Args: []string{program}, Port: port, PortVariable: devstack.PortVariable(s.PortVariable, instance),
-		Variables: append(service.Variables(), s.Variables...),
+		Variables: slices.Concat(service.Variables(), s.Variables, scheduling.GoVariables()), Schedule: scheduling.ForGo,
 		Env: append([]string{
 			"DATABASE_URL=" + stack.UserURL(s.Database.Role, s.Database.Name),
 			"KAFKA_BROKERS=" + strings.Join(stack.Brokers(), ","), "HTTP_ADDR=" + addr,
@@ -252,7 +253,7 @@ const SupervisorName = "supervisor"
 func Supervisor(stack *devstack.Stack, program string, port int, env ...string) devstack.Process {
 	addr := "127.0.0.1:" + strconv.Itoa(port)
 	return devstack.Process{
-		Name: SupervisorName, Port: port, PortVariable: "SUPERVISOR_PORT",
+		Name: SupervisorName, Port: port, PortVariable: "SUPERVISOR_PORT", Schedule: scheduling.ForGo,
 		Args: []string{program, "supervise", "--addr", addr, "--connectors", filepath.Join(stack.Root(), "connectors")},
 		Env: append([]string{
 			"ADMIN_DATABASE_URL=" + stack.UserURL(provision.Supervisor, ""), "ORDER_DATABASE_URL=", "STOCK_DATABASE_URL=", "PAYMENT_DATABASE_URL=",

@@ -4,11 +4,17 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"outboxsaga/internal/scheduling"
 	"outboxsaga/internal/stacktest"
+	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -62,6 +68,7 @@ func (w *world) inTurn(t *testing.T) func(name string, test func(*world)) {
 func TestSystem(t *testing.T) {
 	w := start(t, 1, "ORDER_TIMEOUT=10m")
 	run := w.inTurn(t)
+	run("services are scheduled as programs in Go", scheduled)
 	run("HTTP is as the OpenAPI documents say", http31)
 	run("records are as the AsyncAPI document says", records)
 	o := newOperator(w)
@@ -75,6 +82,27 @@ func TestSystem(t *testing.T) {
 	run("a partition stays until a new slot's snapshot is in Kafka", partitionStays)
 	operate("restore", restore)
 	run("messages of other programs in the log", messagesOfOthers)
+}
+
+// The timer slack of a service is what [scheduling.ForGo] says, in all its threads.
+func scheduled(w *world) {
+	want, err := scheduling.ForGo()
+	if err != nil || want.Slack == 0 {
+		w.t.Skip("this system has no timer slack: ", err)
+	}
+	for _, s := range system.Services() {
+		pid, _ := w.PID(s.Name)
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+		if err != nil || len(threads) == 0 {
+			w.t.Fatal(s.Name, err)
+		}
+		for _, thread := range threads {
+			text, err := os.ReadFile(filepath.Join("/proc", filepath.Base(thread), "timerslack_ns"))
+			if got := strings.TrimSpace(string(text)); err == nil && got != strconv.FormatInt(want.Slack.Nanoseconds(), 10) {
+				w.t.Errorf("%s: a thread has a timer slack of %s ns", s.Name, got)
+			}
+		}
+	}
 }
 
 // What other programs write into the log (pg_logical_emit_message) is no event: it has no topic to go to, and must not stop a connector.

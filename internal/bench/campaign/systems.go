@@ -20,6 +20,7 @@ import (
 	"outboxsaga/internal/connect"
 	"outboxsaga/internal/devstack"
 	"outboxsaga/internal/provision"
+	"outboxsaga/internal/scheduling"
 	"outboxsaga/internal/system"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -212,7 +213,7 @@ func (r *running) poll(ctx context.Context, bin string, cfg Relay) error {
 	}
 	args := []string{filepath.Join(bin, "outboxctl"), "bench-relay", "--database", strings.Join(urls, ","), "--brokers", strings.Join(r.stack.Brokers(), ","),
 		"--every", cfg.Every.String(), "--batch", fmt.Sprint(cfg.Batch), "--design", string(cfg.Design)}
-	r.mover = devstack.Process{Name: relayName, Args: args}
+	r.mover = devstack.Process{Name: relayName, Args: args, Schedule: scheduling.ForGo}
 	return r.stack.Start(ctx, r.mover)
 }
 
