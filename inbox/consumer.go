@@ -432,7 +432,7 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	unable := err != nil // what the inbox remembers says nothing about the events
 	if err == nil {
 		err = a.run(ctx)
-		unable = err != nil && (a.unable || isFault(err))
+		unable = err != nil && (!a.began || a.unable || isFault(err))
 	}
 	switch {
 	case err == nil:
@@ -445,11 +445,11 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 			h(a.done, a.repeated, len(a.letters), time.Since(start))
 		}
 	case unable:
-		if late := isTimeout(err) || ctx.Err() != nil; a.began && (late || a.lost) {
+		c.setFault(err)
+		if late := isTimeout(err) || ctx.Err() != nil; a.began && (late || a.lost || mayBeOfOne(err)) {
 			c.lighten(batch, late)
 		}
 		c.read = time.Time{}
-		c.setFault(err)
 		return true, wake, err
 	case len(batch) > 1:
 		c.limit = len(batch) / 2
@@ -469,9 +469,9 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	return true, wake, nil
 }
 
-// lighten has less tried at once after a batch that was late, or lost its connection. If it was one event alone, perhaps that is to
-// blame: it waits, and others may pass. The waits grow far beyond what an attempt takes, or such events would be all that is ever tried.
-// It is not to blame for being late where nothing can be committed.
+// lighten has less tried at once after a batch that was late, lost its connection, or failed as one event can have it fail. If it was one
+// event alone, perhaps that is to blame: it waits, and others may pass. The waits grow far beyond what an attempt takes, or such events
+// would be all that is ever tried. It is not to blame for being late where nothing can be committed.
 func (c *Consumer) lighten(batch []*item, late bool) {
 	if len(batch) > 1 {
 		c.most = len(batch) / 2
@@ -480,8 +480,11 @@ func (c *Consumer) lighten(batch []*item, late bool) {
 	}
 	it := batch[0]
 	it.alone = true
-	if late && !c.canCommit() {
-		return
+	if late {
+		if !c.canCommit() {
+			return
+		}
+		c.setFault(nil)
 	}
 	it.retryAt = c.now().Add(doubled(firstBackoff, max(maxBackoff, 64*c.cfg.Timeout), it.stalls))
 	it.stalls++

@@ -611,6 +611,46 @@ func TestAFaultIsWaitedOut(t *testing.T) {
 	})
 }
 
+// No event is to blame for a connection that cannot be had, whatever the pool's own code says of it.
+func TestAConnectionThatCannotBeHadIsWaitedOut(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var refuses atomic.Bool
+	asked := make(chan struct{}, 1000)
+	config := r.pool.Config().Copy()
+	config.BeforeConnect = func(context.Context, *pgx.ConnConfig) error {
+		if refuses.Load() {
+			asked <- struct{}{}
+			return errors.New("the vault gives no token")
+		}
+		return nil
+	}
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	cfg := r.config()
+	cfg.Pool, cfg.Each, cfg.MaxAttempts = pool, r.each, 2
+	c, _ := r.start(cfg)
+	r.send(event("k", "first"))
+	r.eventually(1, effects)
+	refuses.Store(true)
+	pool.Reset()
+	r.send(event("k", "second"))
+	for range 2 * cfg.MaxAttempts {
+		<-asked
+	}
+	if err := c.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "no token") {
+		t.Errorf("ready: %v", err)
+	}
+	refuses.Store(false)
+	r.eventually(2, effects)
+	if letters := r.strings(`SELECT error FROM dead_letters`); len(letters) != 0 {
+		t.Errorf("dead letters: %q", letters)
+	}
+}
+
 // A commit that was interrupted while it waited for a standby has its effect on the primary. That this is repeated
 // marks no offset before the standby has it too.
 func TestARepetitionWaitsForTheStandby(t *testing.T) {

@@ -38,6 +38,22 @@ func isTimeout(err error) bool {
 	return errors.Is(err, context.DeadlineExceeded)
 }
 
+// mayBeOfOne tells a fault that may be about one event, or about a row that one event needs: others may go on without it.
+func mayBeOfOne(err error) bool {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return false
+	}
+	switch pg.Code {
+	case "55P03", // lock_not_available: lock_timeout, NOWAIT
+		"XX000": // internal_error: extensions report bad values so
+		return true
+	case "23514": // no partition: of the inbox or the outbox it is for all
+		return pg.TableName != "" && pg.TableName != "inbox" && pg.TableName != "outbox"
+	}
+	return false
+}
+
 // isFault tells a database that cannot work from a statement that it refused. A
 // fault says nothing about the events: the same batch may succeed later. The classes are
 // those of the PostgreSQL manual, appendix A.

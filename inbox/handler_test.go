@@ -316,10 +316,21 @@ func TestRedrivingTwoLettersOfOneEventHasOneEffect(t *testing.T) {
 	})
 }
 
-// An event that never ends, or takes its connection with it, waits alone: others pass, and what it has done does not stand.
+// An event that never ends, takes its connection with it, needs a row that is locked, or a partition of the caller's that is not there,
+// waits alone: others pass, and what it has done does not stand.
 func TestAnEventThatTakesTooLongAlone(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
+	r.exec(`CREATE TABLE days (day date) PARTITION BY RANGE (day)`)
+	r.exec(`CREATE TABLE locked (id int); INSERT INTO locked VALUES (1)`)
+	lock, err := r.look.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback(context.WithoutCancel(t.Context()))
+	if _, err := lock.Exec(t.Context(), `SELECT FROM locked FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
 	cfg := r.config()
 	cfg.Timeout, cfg.MaxBatch = 500*time.Millisecond, 8
 	cfg.Each = func(ctx context.Context, tx pgx.Tx, ev inbox.Event) error {
@@ -335,16 +346,34 @@ func TestAnEventThatTakesTooLongAlone(t *testing.T) {
 			defer cancel()
 			_, err := tx.Exec(short, `SELECT pg_sleep(10)`)
 			return err
+		case "locked":
+			_, err := tx.Exec(ctx, `SELECT FROM locked FOR UPDATE NOWAIT`)
+			return err
+		case "no partition":
+			_, err := tx.Exec(ctx, `INSERT INTO days VALUES ('1970-01-01')`)
+			return err
+		case "odd":
+			_, err := tx.Exec(ctx, `DO $$ BEGIN RAISE EXCEPTION 'odd' USING ERRCODE = 'XX000'; END $$`)
+			return err
 		}
 		return nil
 	}
-	for i := range 5 {
-		r.send(event(fmt.Sprint("hangs ", i), "hangs"), event("cancels", "cancels"), event(fmt.Sprint("key ", i), "good"))
+	for i, payload := range []string{"hangs", "cancels", "locked", "no partition", "odd"} {
+		r.send(event(payload, payload), event(fmt.Sprint("key ", i), "good"))
 	}
 	r.start(cfg)
 	r.eventually(5, effects)
 	r.send(event("later", "good"))
-	if got := r.eventually(6, effects); slices.Contains(got, "hangs") || slices.Contains(got, "cancels") {
+	if got := r.eventually(6, effects); slices.ContainsFunc(got, func(payload string) bool { return payload != "good" }) {
+		t.Errorf("effects %q", got)
+	}
+	if letters := r.strings(`SELECT error FROM dead_letters`); len(letters) != 0 {
+		t.Errorf("dead letters: %q", letters)
+	}
+	if err := lock.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.eventually(7, effects); !slices.Contains(got, "locked") {
 		t.Errorf("effects %q", got)
 	}
 }

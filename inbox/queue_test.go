@@ -186,6 +186,22 @@ func TestFaultOrRefusal(t *testing.T) {
 	}
 }
 
+func TestMayBeOfOne(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{fmt.Errorf("x: %w", &pgconn.PgError{Code: "55P03"}), true}, {&pgconn.PgError{Code: "XX000"}, true}, {&pgconn.PgError{Code: "XX001"}, false},
+		{&pgconn.PgError{Code: "23514", TableName: "days"}, true}, {&pgconn.PgError{Code: "23514", TableName: "inbox"}, false},
+		{&pgconn.PgError{Code: "23514", Message: `no partition of relation "outbox" takes the id`}, false},
+		{&pgconn.PgError{Code: "42P01"}, false}, {&pgconn.PgError{Code: "57P01"}, false}, {io.EOF, false},
+	} {
+		if got := mayBeOfOne(c.err); got != c.want {
+			t.Errorf("%v: %v, want %v", c.err, got, c.want)
+		}
+	}
+}
+
 // What waits behind a failing event is in memory, and counts until it is marked.
 func TestAFullPartition(t *testing.T) {
 	q := newQueue()
