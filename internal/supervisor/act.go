@@ -47,7 +47,9 @@ func (s *Supervisor) perform(ctx context.Context, f Facts, p Pipeline, act Act) 
 			s.memories[p.Name].failed()
 		}
 	default:
-		err = s.do(ctx, f, p, act)
+		if err = s.do(ctx, f, p, act); err == nil && act.Kind == MakeTopics {
+			s.memories[p.Name].made()
+		}
 	}
 	log := s.cfg.Log.Info
 	if err != nil {

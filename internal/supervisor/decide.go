@@ -108,8 +108,6 @@ func (m *memory) allow(now time.Time, kind Kind) bool {
 	switch {
 	case kind == Resend || kind == restored:
 		p.pause = resendPause
-	case kind == MakeTopics: // it mends at once, and cannot hurt; the next time it is another topic
-		p.pause = firstPause
 	case now.Sub(p.last) > p.pause+3*lastPause: // it was well in between
 		p.pause = firstPause
 	default:
@@ -131,6 +129,9 @@ func (m *memory) stalled(slot *Slot, now time.Time) bool {
 
 // failed is for a resend that was allowed and has sent nothing.
 func (m *memory) failed() { m.shorten(resendFailedPause, Resend, restored) }
+
+// made is for topics that were made: the next time they are others.
+func (m *memory) made() { m.shorten(firstPause, MakeTopics) }
 
 // shorten bounds the pauses before the next acts of some kinds.
 func (m *memory) shorten(most time.Duration, kinds ...Kind) {
@@ -226,6 +227,9 @@ func position(lsn int64) string { return fmt.Sprintf("%X/%X", lsn>>32, uint32(ls
 // waiting counts the unseen events that do not wait in Kafka for their consumer: those on
 // topics that are read to their end.
 func waiting(flow Pipeflow, groups map[string]Group, now time.Time) (n int) {
+	if flow.stale {
+		return 0
+	}
 	for _, u := range flow.Unseen {
 		if now.Sub(u.At()) >= underWay && read(u.Topic, groups) {
 			n++
@@ -237,7 +241,7 @@ func waiting(flow Pipeflow, groups map[string]Group, now time.Time) (n int) {
 // proven are the unseen events that were confirmed to PostgreSQL, and whose consumer has read since then what was on their topic: they are not in
 // Kafka for it: Kafka had them and has lost them, or their topic was made anew.
 func proven(flow Pipeflow, groups map[string]Group, now time.Time) []Unseen {
-	if flow.Slot == nil || flow.Connector == nil || flow.Connector.State != "RUNNING" || !flow.Slot.Active {
+	if flow.stale || flow.Slot == nil || flow.Connector == nil || flow.Connector.State != "RUNNING" || !flow.Slot.Active {
 		return nil
 	}
 	return slices.DeleteFunc(slices.Clone(flow.Unseen), func(u Unseen) bool {

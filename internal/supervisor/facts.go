@@ -38,6 +38,8 @@ type Pipeflow struct {
 	// Unseen are events that their consumer's inbox does not have, oldest first. An event is looked for
 	// 3 s after it was made.
 	Unseen []Unseen `json:"-"`
+	// stale: an inbox, or the outbox, could not be asked. Unseen is what an earlier look knew, and nothing follows from it.
+	stale bool
 }
 
 // Connector is what Kafka Connect says.
@@ -151,6 +153,7 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 			// Not after Kafka has answered: while it does not, no time would be left.
 			if flows[i].Unseen, err = s.follow(ctx, p, s.watches[p.Name]); err != nil {
 				unknown("the events of "+p.Name, err)
+				flows[i].stale = true
 			}
 		})
 	}
