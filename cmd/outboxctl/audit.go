@@ -106,7 +106,10 @@ func runAudit(ctx context.Context, cmd *cobra.Command, o auditOptions) error {
 		}
 		defer stop()
 	}
-	var verdict error // of the last round that could read everything
+	var verdict error // of the last round
+	if watch {
+		verdict = exitCode{errors.New("ended before the first round: nothing was audited"), 2}
+	}
 	for {
 		report, err := auditor.Round(ctx)
 		if watch && ctx.Err() != nil {
@@ -118,6 +121,7 @@ func runAudit(ctx context.Context, cmd *cobra.Command, o auditOptions) error {
 			return err
 		case err != nil:
 			fmt.Fprintln(cmd.ErrOrStderr(), "outboxctl:", err)
+			verdict = exitCode{err, 2}
 		default:
 			verdict = nil
 			if !report.Clean() {

@@ -158,7 +158,7 @@ func readSlots(ctx context.Context, cmd *cobra.Command) (slots []slot, err error
 		}
 		conn, err := pgx.Connect(ctx, address)
 		if err != nil {
-			return nil, fmt.Errorf("the database %s does not answer: %w", d.Name, err)
+			return nil, fmt.Errorf("the database %s does not answer: start it, or set %s: %w", d.Name, variable, err)
 		}
 		defer conn.Close(context.WithoutCancel(ctx))
 		s, err := readSlot(ctx, conn, d.Name)

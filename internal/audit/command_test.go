@@ -141,6 +141,17 @@ func TestCommandWatches(t *testing.T) {
 	if code := cmd.ProcessState.ExitCode(); code != 1 || !strings.Contains(stderr.String(), "rules are violated: event-lost") {
 		t.Errorf("exit code %d, %s", code, stderr)
 	}
+
+	c.exec(c.db.Stock, `ALTER TABLE items RENAME TO gone`)
+	cmd, _, stderr = c.start("--watch", "1m", "--grace", "1s", "--metrics-addr", address)
+	c.shows(address, `audit_failures_total 1`)
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 2 || !strings.Contains(stderr.String(), "audit: read the items: ") {
+		t.Errorf("exit code %d, %s", code, stderr)
+	}
 }
 
 // shows waits until /metrics has all that is wanted.

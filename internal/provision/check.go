@@ -44,7 +44,7 @@ func checkServer(ctx context.Context, configs map[string]*pgx.ConnConfig, databa
 	config.Database = "postgres" // ours may be missing
 	conn, err := pgx.ConnectConfig(ctx, config)
 	if err != nil {
-		return []error{fmt.Errorf("connect to PostgreSQL: %w", err)}
+		return []error{fmt.Errorf("connect to PostgreSQL, which ADMIN_DATABASE_URL, or ORDER_, STOCK_ and PAYMENT_DATABASE_URL, name with user and password: %w", err)}
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	for _, err := range []error{checkSettings(ctx, conn, databases), checkRole(ctx, conn)} {
