@@ -276,16 +276,26 @@ func TestLife(t *testing.T) {
 		exec1(t, s, `SELECT FROM kept`)
 	})
 	t.Run("wipe keeps what is not ours", func(t *testing.T) {
-		mine := filepath.Join(cfg.Dir, "my-notes")
-		if err := os.WriteFile(mine, nil, 0o644); err != nil {
+		bin, mine := filepath.Join(cfg.Dir, "bin"), filepath.Join(cfg.Dir, "my-notes")
+		if err := os.MkdirAll(bin, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Down(ctx, true); err != nil {
-			t.Fatal(err)
+		for _, file := range []string{mine, filepath.Join(bin, "mine"), filepath.Join(bin, "order-service")} {
+			if err := os.WriteFile(file, nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 { // the second time it is the folder of no stack
+			if err := s.Down(ctx, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if programs, _ := filepath.Glob(filepath.Join(bin, "*")); fmt.Sprint(programs) != fmt.Sprint([]string{filepath.Join(bin, "mine")}) {
+			t.Errorf("programs left: %s", programs)
 		}
 		left, _ := filepath.Glob(filepath.Join(cfg.Dir, "*"))
 		hidden, _ := filepath.Glob(filepath.Join(cfg.Dir, ".*"))
-		if got := fmt.Sprint(append(left, hidden...)); got != fmt.Sprint([]string{mine}) {
+		if got := fmt.Sprint(append(left, hidden...)); got != fmt.Sprint([]string{bin, mine}) {
 			t.Errorf("left: %s", got)
 		}
 	})

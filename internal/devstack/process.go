@@ -321,8 +321,12 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 	if !wipe {
 		return nil
 	}
+	if !stackIn(s.cfg.Dir) { // it may be anybody's
+		s.Say("  nothing is removed: %s is not the folder of a stack", s.cfg.Dir)
+		return nil
+	}
 	ours := []string{s.postgresDir(), s.postgresDir() + ".new"}
-	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "kafka-[2-9]", "*.properties", ".*.birth", ".*-tmp", ".kafka*-unformatted", ".shape*", ".lock", "logs", "bin", ".new", ".goods", ".demo"} {
+	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "kafka-[2-9]", "*.properties", ".*.birth", ".*-tmp", ".kafka*-unformatted", ".shape*", ".lock", "logs", "bin/outboxctl", "bin/*-service", ".new", ".goods", ".demo"} {
 		found, err := filepath.Glob(filepath.Join(s.cfg.Dir, pattern))
 		if err != nil {
 			return err
@@ -334,6 +338,7 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 			return fmt.Errorf("remove the data of the stack: %w", err)
 		}
 	}
+	_ = os.Remove(filepath.Join(s.cfg.Dir, "bin")) // unless it holds something else too
 	if err := os.Remove(s.cfg.Dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.Say("  %s is kept: it holds something else too", s.cfg.Dir)
 	}

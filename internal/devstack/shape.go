@@ -120,6 +120,14 @@ func (c *Config) settle() error {
 
 func shapeFile(dir string) string { return filepath.Join(dir, ".shape") }
 
+// stackIn tells whether a stack was ever begun in a folder: the shape is written before anything else, and before that scripts/up.sh
+// marks a folder as new.
+func stackIn(dir string) bool {
+	_, begun := os.Stat(shapeFile(dir))
+	_, marked := os.Stat(filepath.Join(dir, ".new"))
+	return begun == nil || marked == nil
+}
+
 // readShape is what the folder remembers; zero where it is new.
 func readShape(dir string) (s Shape, err error) {
 	text, err := os.ReadFile(shapeFile(dir))
