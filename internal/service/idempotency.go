@@ -81,9 +81,10 @@ ON CONFLICT DO NOTHING RETURNING scope, key`
 SELECT scope, key, hash, response FROM idempotency_keys
 WHERE (scope, key) IN (SELECT * FROM unnest($1::text[], $2::text[])) FOR KEY SHARE`
 
+	// Older by PostgreSQL's clock and by ours: one that is ahead for a while must not make requests new that come again.
 	deleteKeys = `
 DELETE FROM idempotency_keys WHERE (scope, key) IN
-       (SELECT scope, key FROM idempotency_keys WHERE created_at < now() - make_interval(secs => $1)
+       (SELECT scope, key FROM idempotency_keys WHERE created_at < least(now(), $3) - make_interval(secs => $1)
         ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED)`
 )
 
@@ -169,12 +170,12 @@ func settleClaims(rows pgx.Rows, claims []Claim) error {
 }
 
 // deleteExpiredKeys deletes keys older than [keepKeys], in batches that lock few
-// rows for a short time, and returns how many.
-func deleteExpiredKeys(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
+// rows for a short time, and returns how many. now is the time of this machine.
+func deleteExpiredKeys(ctx context.Context, pool *pgxpool.Pool, now time.Time) (int64, error) {
 	const batch = 1000
 	var total int64
 	for {
-		tag, err := pool.Exec(ctx, deleteKeys, keepKeys.Seconds(), batch)
+		tag, err := pool.Exec(ctx, deleteKeys, keepKeys.Seconds(), batch, now)
 		if err != nil {
 			return total, fmt.Errorf("delete expired idempotency keys: %w", err)
 		}

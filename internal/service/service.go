@@ -288,7 +288,7 @@ func prepare(ctx context.Context, cfg config, pool *pgxpool.Pool, own fs.FS) err
 
 func expireKeys(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
 	return every(ctx, 10*time.Minute, time.Minute, log, "idempotency keys not expired", func(ctx context.Context) error {
-		_, err := deleteExpiredKeys(ctx, pool)
+		_, err := deleteExpiredKeys(ctx, pool, time.Now())
 		return err
 	})
 }
