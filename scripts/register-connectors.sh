@@ -102,8 +102,12 @@ for file in connectors/*.json; do
     fi
     if [ $SECONDS -ge $deadline ]; then
       # A connector that tries again and again says nothing in its status; the worker's log does.
-      cause=$(grep -h '^Caused by: ' "$STACK_DIR"/logs/connect*.log 2>/dev/null | tail -1) || true
-      die "connector $name does not stream after $timeout s: $missing${cause:+; the worker says: ${cause#Caused by: }} (log: $STACK_DIR/logs/connect.log)"
+      cause='' log="the worker's log has more"
+      if [ -z "${CONNECT_URL:-}" ] && [ -e "$STACK_DIR/connect.pid" ]; then # it is the native stack's
+        log="log: $STACK_DIR/logs/connect.log"
+        cause=$(grep -h '^Caused by: ' "$STACK_DIR"/logs/connect*.log 2>/dev/null | tail -1) || true
+      fi
+      die "connector $name does not stream after $timeout s: $missing${cause:+; the worker says: ${cause#Caused by: }} ($log)"
     fi
     sleep 0.1
   done
