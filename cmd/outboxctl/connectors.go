@@ -45,7 +45,7 @@ a broker answers and the newest heartbeat of every connector is no older than ` 
 		&cobra.Command{Use: "worker -- PROGRAM [ARGUMENT]...", Short: "Become the program that runs Kafka Connect, scheduled as Debezium needs it",
 			Long: `Become the program that runs Kafka Connect. On Linux it is scheduled as a batch (` + scheduling.PolicyVariable + `=other: as any program), and its timed
 waits may end 8 ms late (` + scheduling.SlackVariable + `). The connectors read two variables, which it sets where they are not set:
-` + scheduling.BatchVariable + ` is 1, each event goes on at once; ` + scheduling.IntervalVariable + ` is 2, without the late waits 20, and 10 where more events than one are gathered.`,
+` + scheduling.BatchVariable + ` is 1, each event goes on at once; ` + scheduling.IntervalVariable + ` is 2, without the late waits 20, and 4 where more events than one are gathered.`,
 			RunE: func(cmd *cobra.Command, args []string) error { return becomeWorker(cmd, args) }},
 	)
 	return c

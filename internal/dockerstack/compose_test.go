@@ -327,7 +327,7 @@ func TestWorkersOfComposeAreScheduledAsOthers(t *testing.T) {
 		{"", "policy 3 slack 8000000 interval 2, 1 at most"},
 		{"CDC_POLL_INTERVAL_MS=", "policy 3 slack 8000000 interval 2, 1 at most"},
 		{"CDC_POLL_INTERVAL_MS=5", "policy 3 slack 8000000 interval 5, 1 at most"},
-		{"CDC_MAX_BATCH_SIZE=2048", "policy 3 slack 8000000 interval 10, 2048 at most"},
+		{"CDC_MAX_BATCH_SIZE=2048", "policy 3 slack 8000000 interval 4, 2048 at most"},
 		{"CDC_TIMER_SLACK_MS=0", "policy 3 slack 50000 interval 20, 1 at most"},
 		{"SCHEDULING_POLICY=other", "policy 0 slack 8000000 interval 2, 1 at most"},
 	} {

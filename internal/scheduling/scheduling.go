@@ -42,7 +42,7 @@ const (
 	// milliseconds and spares processors, so that a machine that is short of them carries more.
 	BatchVariable = "CDC_MAX_BATCH_SIZE"
 	// IntervalVariable is the connectors' poll.interval.ms in milliseconds; they read it from the worker's environment. The
-	// default is 2, and 20 without a timer slack, where 2 would cost a core; 10 where events are gathered.
+	// default is 2, and 20 without a timer slack, where 2 would cost a core; 4 where events are gathered.
 	IntervalVariable = "CDC_POLL_INTERVAL_MS"
 )
 
@@ -94,7 +94,7 @@ func ForWorker() (s Schedule, missing, err error) {
 	usual := 2
 	switch {
 	case most > 1:
-		usual = 10
+		usual = 4
 	case s.Slack == 0:
 		usual = 20
 	}

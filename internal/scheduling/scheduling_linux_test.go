@@ -64,7 +64,7 @@ func TestForWorker(t *testing.T) {
 		{"", "", "", "", scheduling.Schedule{Batch: true, Slack: 8 * time.Millisecond, Interval: "2", MaxBatch: "1"}},
 		{"batch", "5", "7", "8000", scheduling.Schedule{Batch: true, Slack: 5 * time.Millisecond, Interval: "7", MaxBatch: "8000"}},
 		{"other", "0", "", "1", scheduling.Schedule{Interval: "20", MaxBatch: "1"}},
-		{"", "", "", "2048", scheduling.Schedule{Batch: true, Slack: 8 * time.Millisecond, Interval: "10", MaxBatch: "2048"}},
+		{"", "", "", "2048", scheduling.Schedule{Batch: true, Slack: 8 * time.Millisecond, Interval: "4", MaxBatch: "2048"}},
 	} {
 		t.Setenv(scheduling.PolicyVariable, c.policy)
 		t.Setenv(scheduling.SlackVariable, c.slack)
