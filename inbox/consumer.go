@@ -446,8 +446,9 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 		}
 	case unable:
 		c.setFault(err)
-		if late := isTimeout(err) || ctx.Err() != nil; a.began && (late || a.lost || mayBeOfOne(err)) {
-			c.lighten(batch, late)
+		one := mayBeOfOne(err) && (a.unable || c.cfg.Batch != nil) // what Each has not done says nothing about an event
+		if told := one || isTimeout(err) || ctx.Err() != nil; a.began && (told || a.lost) {
+			c.lighten(batch, told)
 		}
 		c.read = time.Time{}
 		return true, wake, err
@@ -471,8 +472,9 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 
 // lighten has less tried at once after a batch that was late, lost its connection, or failed as one event can have it fail. If it was one
 // event alone, perhaps that is to blame: it waits, and others may pass. The waits grow far beyond what an attempt takes, or such events
-// would be all that is ever tried. It is not to blame for being late where nothing can be committed.
-func (c *Consumer) lighten(batch []*item, late bool) {
+// would be all that is ever tried. Unless the connection was lost, it is not to blame where nothing can be committed; else nothing but
+// this event waits for the database.
+func (c *Consumer) lighten(batch []*item, connected bool) {
 	if len(batch) > 1 {
 		c.most = len(batch) / 2
 		c.limit = c.most
@@ -480,7 +482,7 @@ func (c *Consumer) lighten(batch []*item, late bool) {
 	}
 	it := batch[0]
 	it.alone = true
-	if late {
+	if connected {
 		if !c.canCommit() {
 			return
 		}

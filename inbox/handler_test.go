@@ -378,6 +378,34 @@ func TestAnEventThatTakesTooLongAlone(t *testing.T) {
 	}
 }
 
+// While an event waits that alone cannot be handled, the consumer is ready for others.
+func TestAnEventThatWaitsAloneLeavesTheConsumerReady(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	r.exec(`CREATE TABLE days (day date) PARTITION BY RANGE (day)`)
+	cfg := r.config()
+	faults := make(chan error, 1000)
+	cfg.Hooks.Fault = func(err error) { faults <- err }
+	cfg.Each = func(ctx context.Context, tx pgx.Tx, _ inbox.Event) error {
+		_, err := tx.Exec(ctx, `INSERT INTO days VALUES ('1970-01-01')`)
+		return err
+	}
+	r.send(event("k", "x"))
+	c, _ := r.start(cfg)
+	for range 5 {
+		<-faults
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		err := c.Ready(t.Context())
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A callback of Load may refuse with any error of its own; one of Save comes too late.
 func TestCallbacksOfABatch(t *testing.T) {
 	for in, want := range map[string]string{

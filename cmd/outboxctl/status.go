@@ -272,12 +272,8 @@ func (s status) trouble(pipelines []supervisor.Pipeline) []string {
 				add("slot %s keeps %s of log, and is lost %s later (max_slot_wal_keep_size): see what holds up connector %s", p.Slot, size(slot.Retained), size(max(0, *slot.Safe)), p.Name)
 			}
 		}
-		if s.Groups != nil && silent(s.At, flow) { // Kafka was asked
-			since := s.At.Sub(flow.Heartbeat).Round(time.Second).String()
-			if flow.Heartbeat.IsZero() { // the topic keeps them for an hour
-				since = "an hour or since it was registered"
-			}
-			add("connector %s has sent no heartbeat for %s: nothing of %s flows, whatever Connect says (see the log of its worker), unless the worker's clock is behind", p.Name, since, p.Name)
+		if silent(s.At, flow) {
+			add("connector %s has sent no heartbeat for %s: nothing of %s flows, whatever Connect says (see the log of its worker), unless the worker's clock is behind", p.Name, s.At.Sub(flow.Heartbeat).Round(time.Second), p.Name)
 		}
 		if oldest := s.OldestUnseen[p.Name]; oldest > 10 {
 			add("%d events of %s are in no inbox, the oldest for %.0f s", s.UnseenEvents[p.Name], p.Name, oldest)
@@ -306,7 +302,7 @@ func nearlyLost(s supervisor.Slot) bool { return s.Safe != nil && s.Retained >= 
 // be another machine's, and are not sent while it reads the table itself. After a start the newest one is that of before.
 func silent(now time.Time, flow supervisor.Pipeflow) bool {
 	return flow.Connector != nil && flow.Connector.State == "RUNNING" && flow.Slot != nil && flow.Slot.Active && flow.Slot.Snapshot == nil &&
-		min(now.Sub(flow.Heartbeat), flow.Slot.Read) > 2*connect.MaxSilence
+		!flow.Heartbeat.IsZero() && min(now.Sub(flow.Heartbeat), flow.Slot.Read) > 2*connect.MaxSilence
 }
 
 // waiting writes seconds for people.

@@ -325,8 +325,9 @@ func (s *Stack) Down(ctx context.Context, wipe bool) error {
 		s.Say("  nothing is removed: %s is not the folder of a stack", s.cfg.Dir)
 		return nil
 	}
+	// What tells that it is a stack goes last: who is interrupted may begin again.
 	ours := []string{s.postgresDir(), s.postgresDir() + ".new"}
-	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "kafka-[2-9]", "*.properties", ".*.birth", ".*-tmp", ".kafka*-unformatted", ".shape*", ".lock", "logs", "bin/outboxctl", "bin/*-service", ".new", ".goods", ".demo"} {
+	for _, pattern := range []string{"postgres", "postgres.new", "kafka", "kafka-[2-9]", "*.properties", ".*.birth", ".*-tmp", ".kafka*-unformatted", ".lock", "logs", "bin/outboxctl", "bin/*-service", ".goods", ".demo", ".new", ".shape*"} {
 		found, err := filepath.Glob(filepath.Join(s.cfg.Dir, pattern))
 		if err != nil {
 			return err

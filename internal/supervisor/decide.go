@@ -158,7 +158,7 @@ func decide(now time.Time, name string, f Facts, m *memory) (acts []Act) {
 	}
 	do := func(kind Kind, reason string, values ...any) { doAs(kind, kind, reason, values...) }
 	if len(f.MissingTopics) > 0 {
-		do(MakeTopics, "Kafka does not have %v", f.MissingTopics)
+		defer func() { do(MakeTopics, "Kafka does not have %v", f.MissingTopics) }() // last: it may take long
 	}
 	slot, connector := flow.Slot, flow.Connector
 	if slot == nil || connector == nil || f.Groups == nil {

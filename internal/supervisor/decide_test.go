@@ -1,6 +1,7 @@
 package supervisor
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -154,6 +155,21 @@ func TestDecide(t *testing.T) {
 				return
 			}
 		})
+	}
+}
+
+// Topics that cannot be made for long do not hold up what else is to be done.
+func TestTopicsAreMadeLast(t *testing.T) {
+	m := &memory{}
+	begin := time.Now()
+	for passed := time.Duration(0); passed < 2*time.Minute; passed += 2 * time.Second {
+		f, flow := scene(begin.Add(passed))
+		f.MissingTopics, flow.Connector.State = []string{"stock"}, "FAILED"
+		f.Pipelines["x"] = flow
+		acts := decide(f.At, "x", f, m)
+		if i := slices.IndexFunc(acts, func(a Act) bool { return a.Kind == MakeTopics }); i >= 0 && i < len(acts)-1 || passed == 0 && len(acts) != 2 {
+			t.Fatalf("after %s: %+v", passed, acts)
+		}
 	}
 }
 

@@ -309,7 +309,7 @@ func (s *Supervisor) act(ctx context.Context, lock *lock, facts Facts) {
 			unkept = append(unkept, of("the table outbox_confirmed of "+p.Name, s.tell(ctx, p, slot))...)
 		}
 		for _, act := range decide(facts.At, p.Name, facts, s.memories[p.Name]) {
-			if ctx.Err() != nil || time.Since(facts.At) > staleAfter {
+			if ctx.Err() != nil {
 				return
 			}
 			if !lock.held(ctx) {
