@@ -36,7 +36,7 @@ const outboxDays, inboxDays = 2, 3
 
 // soak places many orders, an equal number on each of some days. Days are not waited for: the clocks of the services
 // begin in the past and go ahead by a day when all of a day has settled. Ids, partitions and time-outs follow those clocks.
-// The database's clock stays, so that its partitions are dropped by a retention that shrinks from day to day.
+// The last day is yesterday: a day that is not over by the database's clock, which stays, makes none before it old.
 func (c *Campaign) soak(ctx context.Context) error {
 	o := c.Options.Soak
 	env := []string{
@@ -57,7 +57,7 @@ func (c *Campaign) soak(ctx context.Context) error {
 	s := &session{c: c, running: r, shape: c.Shape, part: bench.PartSoak, begin: time.Now()}
 	fmt.Fprintln(c.Out, bench.SoakHeader)
 	for n := range o.Days {
-		left := o.Days - 1 - n // days until the services' clocks are right
+		left := o.Days - n // days until the services' clocks are right
 		if err := s.moveClocks(-time.Duration(left) * day); err != nil {
 			return err
 		}
