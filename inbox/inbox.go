@@ -110,8 +110,8 @@ func IsPermanent(err error) bool {
 	return errors.As(err, &p)
 }
 
-// PreparePartitions makes the partitions that the inbox needs, from past days ago to
-// ahead days from now, and returns how many were missing. Call it at least once a day:
+// PreparePartitions makes the partitions that the inbox needs, from past days ago (or the day after the newest that is
+// there, if that is longer ago) to ahead days from now, and returns how many were missing. Call it at least once a day:
 // without a partition for an event's id the consumer waits. past must exceed outbox
 // retention plus topic retention. Safe in several processes at once and under load.
 func PreparePartitions(ctx context.Context, db outbox.Querier, past, ahead int) (int, error) {

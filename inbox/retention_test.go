@@ -122,6 +122,22 @@ func eventIDs(letters []string) (ids []string) {
 	return ids
 }
 
+// A database that nobody has prepared for weeks, as its services were parked: the days since then had no partition, and an event of one
+// of them is new.
+func TestDaysThatNobodyPreparedAreNoGap(t *testing.T) {
+	r := newRig(t)
+	r.exec(`SELECT event_partitions_prepare('inbox', 20, 7)`)
+	r.exec(`DO $$ BEGIN FOR d IN -14..7 LOOP EXECUTE 'DROP TABLE inbox_' || to_char((now() AT TIME ZONE 'UTC')::date + d, 'YYYYMMDD'); END LOOP; END $$`)
+	if made, err := inbox.PreparePartitions(t.Context(), r.look, 11, 7); err != nil || made != 14+1+7 {
+		t.Fatalf("%d partitions made (%v), want those of %d days", made, err, 14+1+7)
+	}
+	cfg := r.config()
+	cfg.Batch = func([]inbox.Event) inbox.Batch { return &batch{rig: r} }
+	r.start(cfg)
+	r.send(eventOf(13*day, "parked", "of a day that nobody prepared"))
+	r.eventually(1, effects)
+}
+
 // A partition is not dropped while a transaction that recorded an id in it is open; nor does
 // dropping wait for it.
 func TestInboxPartitionsAreDroppedWithTrafficOn(t *testing.T) {

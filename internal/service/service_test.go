@@ -397,7 +397,7 @@ func TestStartFails(t *testing.T) {
 		"other partitions":     {partitions: 6, want: "has 1 partitions, it must have 6"},
 		"nothing listens":      {url: "postgres://u:s3cret@127.0.0.1:1/db", want: "no connection to DATABASE_URL"},
 		"no such database":     {url: strings.Replace(url, "/test_", "/nowhere_", 1), want: "no connection to DATABASE_URL"},
-		"no tables":            {url: stacktest.Database(t), want: "version 0 of outbox_migrations, this program needs 8: run the migrations"},
+		"no tables":            {url: stacktest.Database(t), want: "version 0 of outbox_migrations, this program needs 9: run the migrations"},
 		"older than the code":  {migrations: own, want: "version 0 of schema_migrations, this program needs 2"},
 		"no broker":            {brokers: "127.0.0.1:1", want: "no answer from Kafka at [127.0.0.1:1]"},
 		"no such topic":        {topic: "nowhere", want: `topic "nowhere": create it first`},
