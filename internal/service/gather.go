@@ -115,13 +115,14 @@ func (g *Gather[T, R]) write(ctx context.Context) {
 			}
 		}
 		// What was taken is finished, also when ctx ends meanwhile.
-		g.settle(context.WithoutCancel(ctx), taken)
+		_ = g.settle(context.WithoutCancel(ctx), taken) // who asked was told
 		clear(taken)
 	}
 }
 
-// settle commits what was taken, together if possible, and answers each request.
-func (g *Gather[T, R]) settle(ctx context.Context, taken []request[T, R]) {
+// settle commits what was taken, together if possible, and answers each request. It returns the fault for which the database
+// cannot work now, if there is one.
+func (g *Gather[T, R]) settle(ctx context.Context, taken []request[T, R]) error {
 	items := make([]T, len(taken))
 	for i, req := range taken {
 		items[i] = req.item
@@ -132,14 +133,28 @@ func (g *Gather[T, R]) settle(ctx context.Context, taken []request[T, R]) {
 		for i, req := range taken {
 			req.reply <- results[i]
 		}
-	case len(taken) == 1 || Unavailable(err):
-		for _, req := range taken {
-			req.reply <- Result[R]{Err: err}
+		return nil
+	case len(taken) > 1 && !Unavailable(err):
+		for len(taken) > 0 {
+			one, rest := taken[:1], taken[1:]
+			if err = g.settle(ctx, one); err != nil { // each of the others would wait for as long
+				fail(rest, err)
+				return err
+			}
+			taken = rest
 		}
-	default:
-		for i := range taken {
-			g.settle(ctx, taken[i:i+1])
-		}
+		return nil
+	}
+	fail(taken, err)
+	if Unavailable(err) && !collision(err) {
+		return err
+	}
+	return nil
+}
+
+func fail[T, R any](taken []request[T, R], err error) {
+	for _, req := range taken {
+		req.reply <- Result[R]{Err: err}
 	}
 }
 

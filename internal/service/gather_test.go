@@ -26,11 +26,12 @@ func (l *commitLog) commit(_ context.Context, items []string) ([]Result[string],
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.batches = append(l.batches, slices.Clone(items))
+	if slices.Contains(items, "breaks the batch") {
+		return nil, errors.New("this item is impossible")
+	}
 	var results []Result[string]
 	for _, item := range items {
 		switch {
-		case item == "breaks the batch":
-			return nil, errors.New("this item is impossible")
 		case item == "refused, and the connection broke":
 			return nil, errors.Join(Conflict("x", "refused"), io.ErrUnexpectedEOF)
 		case item == "panics":
@@ -106,6 +107,26 @@ func TestAFaultOfTheDatabaseIsNotTriedItemByItem(t *testing.T) {
 	}
 	if len(l.batches) != 1 {
 		t.Errorf("%q", l.batches)
+	}
+}
+
+// A fault that begins while the items of a batch are tried one by one.
+func TestAFaultAmongSingleItemsIsNotWaitedForByEach(t *testing.T) {
+	var l commitLog
+	items := []string{"a", "breaks the batch", "no database", "b", "c"}
+	got := together(t, &l, items...)
+	tried := slices.Index(l.batches[0], "no database") // in whatever order they came
+	if len(l.batches) != 1+tried+1 {
+		t.Errorf("%q", l.batches)
+	}
+	for i, item := range items {
+		want := "error: "
+		if slices.Index(l.batches[0], item) < tried && item != "breaks the batch" {
+			want = "did " + item
+		}
+		if !strings.HasPrefix(got[i], want) {
+			t.Errorf("%s: %q", item, got[i])
+		}
 	}
 }
 
