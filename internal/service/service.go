@@ -28,7 +28,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -115,11 +114,7 @@ func Main(name, addr string, open func(Runtime) (Service, error)) {
 	if len(os.Args) > 1 {
 		os.Exit(command(ctx, os.Args[1:], name, addr))
 	}
-	if os.Getenv("GOGC") == "" {
-		// The heap of a service is a few MiB: at the default of 100 the collector runs
-		// many times a second under load. This trades some 20 MiB for it.
-		debug.SetGCPercent(400)
-	}
+	PaceGC()
 	err := Run(ctx, os.Getenv, os.Stderr, name, addr, open)
 	if err == nil {
 		return
