@@ -15,6 +15,7 @@ cd "$(dirname "$0")/.."
 need_tools curl jq
 url=${CONNECT_URL:-http://127.0.0.1:${CONNECT_PORT:-8083}}
 url=${url%%,*}
+url=${url%/}
 timeout=${REGISTER_TIMEOUT:-60}
 STACK_DIR=$(stack_dir)
 export STACK_DIR
@@ -32,7 +33,7 @@ curl -s -o /dev/null --max-time 5 "$url/" || die "Kafka Connect does not answer 
 # What no connector could work with is said at once, not after a minute of trying.
 CONNECT_URL=$url "$STACK_DIR/bin/outboxctl" check || exit 1
 
-# register NAME: 409 means that the worker rebalances; it passes.
+# register NAME: 409 means that the worker rebalances, 404 that it starts; both pass.
 register() {
   local code
   while :; do
@@ -40,7 +41,7 @@ register() {
       --data @"connectors/$1.json" "$url/connectors/$1/config") || code=000
     case $code in
       200 | 201) return ;;
-      409 | 000) [ $SECONDS -lt $deadline ] || die "connector $1: Kafka Connect is still busy after $timeout s" ; sleep 0.2 ;;
+      409 | 404 | 000) [ $SECONDS -lt $deadline ] || die "connector $1: $url still answers $code after $timeout s: Kafka Connect is busy, or that is another program" ; sleep 0.2 ;;
       *) ! grep -q "Failed to find any class" "$answer" ||
         die "connector $1: the Connect worker at $url does not have the Debezium plugin: unpack debezium-connector-postgres into a folder of its plugin.path and restart it"
         local advice=""
@@ -54,13 +55,13 @@ register() {
 # slot NAME KEY: what PostgreSQL knows of the connector's slot.
 slot() { "$STACK_DIR/bin/outboxctl" slots --json | jq -r --arg n "$1" --arg k "$2" '.[] | select(.connector == $n)[$k]'; }
 
-# restart NAME starts again what of the connector has failed; it fails if that was done before.
+# restart NAME ONLY_FAILED starts the connector again, or what of it has failed; it fails if that was done before.
 restart() {
   [ ! -e "$answer.$1" ] || return 1
   local wal code
   wal=$(slot "$1" wal)
   [ "$wal" -gt 0 ] || die "connector $1: PostgreSQL does not tell the end of its log"
-  code=$(curl -s -o /dev/null -w '%{http_code}' --max-time 10 -X POST "$url/connectors/$1/restart?includeTasks=true&onlyFailed=true") || code=000
+  code=$(curl -s -o /dev/null -w '%{http_code}' --max-time 10 -X POST "$url/connectors/$1/restart?includeTasks=true&onlyFailed=$2") || code=000
   case $code in
     409 | 000) return ;; # busy, as after a change of the connector: once more
   esac
@@ -75,7 +76,7 @@ waiting() {
   if [ "$code" != 200 ]; then echo "no status yet ($code)"; return; fi
   if jq -e '[.connector, .tasks[]] | any(.state == "FAILED")' "$answer" >/dev/null; then
     # It may have failed long ago. Connect never starts a failed task again by itself.
-    if restart "$1"; then echo "it was FAILED and starts again"; return; fi
+    if restart "$1" true; then echo "it was FAILED and starts again"; return; fi
     die "connector $1 FAILED: $(jq -r '[.connector, .tasks[]] | map(select(.state == "FAILED"))[0].trace' "$answer" |
       grep -E '^(Caused by: )?[a-zA-Z.]+(Exception|Error)' | tail -1 | sed 's/^Caused by: //')"
   fi
@@ -87,12 +88,15 @@ waiting() {
 for file in connectors/*.json; do register "$(basename "$file" .json)"; done
 for file in connectors/*.json; do
   name=$(basename "$file" .json)
+  begun=$SECONDS
   while :; do
     missing=$(waiting "$name") || exit 1
     if [ -z "$missing" ]; then
       # Connect says RUNNING also while nothing flows: only PostgreSQL knows whether the slot is used.
       if [ "$(slot "$name" active)" != true ]; then
         missing="its slot $(slot "$name" slot) is not active ($(slot "$name" wal_status))"
+        # A slot that is gone is made by a start; one that runs without it would try to read it for half an hour.
+        if [ "$(slot "$name" wal_status)" = missing ] && [ $((SECONDS - begun)) -ge 5 ]; then restart "$name" false || true; fi
       elif [ -e "$answer.$name" ] && [ "$(slot "$name" confirmed)" -lt "$(cat "$answer.$name")" ]; then
         # One that had failed runs for some seconds before it fails again on the same record.
         missing="it has not yet sent what was written before its restart"

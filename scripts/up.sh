@@ -13,7 +13,7 @@
 # STACK_DIR (.stack) holds all state. Ports: POSTGRES_PORT 5432, KAFKA_PORT 9092, KAFKA_CONTROLLER_PORT 9093, CONNECT_PORT 8083,
 # ORDER_PORT 8080, STOCK_PORT 8081, PAYMENT_PORT 8082, SUPERVISOR_PORT (the one after CONNECT_PORT, or any that
 # is free); the second of a kind is 10 above (ORDER_2_PORT 8090), the third 20. Other variables reach the services,
-# for example ORDER_TIMEOUT=5s.
+# for example ORDER_TIMEOUT=5s; those that say where a system is (CONNECT_URL, KAFKA_BROKERS, ADMIN_DATABASE_URL, …) do nothing here.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -47,19 +47,22 @@ mkdir -p "$STACK_DIR/bin" 2>/dev/null && [ -w "$STACK_DIR/bin" ] || die "cannot 
 echo "building"
 go build -trimpath -o "$STACK_DIR/bin/" ./cmd/outboxctl ./order-service ./stock-service ./payment-service
 
+# ours CMD...: runs it for this stack. Variables that say where another system is are not for it.
+ours() { env -u CONNECT_URL -u KAFKA_BROKERS -u ADMIN_DATABASE_URL -u ORDER_DATABASE_URL -u STOCK_DATABASE_URL -u PAYMENT_DATABASE_URL -u ORDER_URL -u STOCK_URL -u PAYMENT_URL "$@"; }
+
 shown=${STACK_DIR#"$PWD"/} # like scripts/, from here
 echo "starting (logs are in $shown/logs)"
 "$STACK_DIR/bin/outboxctl" stack up ${shape[@]+"${shape[@]}"}
-scripts/register-connectors.sh
+ours scripts/register-connectors.sh
 
 # Without the demo only into a new system: another one has goods of its own.
 if [ ! -e "$STACK_DIR/.goods" ] && [ ! -e "$STACK_DIR/.demo" ] && { [ -n "$demo" ] || [ -e "$STACK_DIR/.new" ]; }; then
-  "$STACK_DIR/bin/outboxctl" demo --orders=false
+  ours "$STACK_DIR/bin/outboxctl" demo --orders=false
   touch "$STACK_DIR/.goods"
 fi
 rm -f "$STACK_DIR/.new"
 if [ -n "$demo" ] && [ ! -e "$STACK_DIR/.demo" ]; then
-  "$STACK_DIR/bin/outboxctl" demo --goods=false
+  ours "$STACK_DIR/bin/outboxctl" demo --goods=false
   touch "$STACK_DIR/.demo"
 fi
 cat <<END

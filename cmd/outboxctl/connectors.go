@@ -95,12 +95,16 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 			if err != nil {
 				return fmt.Errorf("%s: %w", variable, err)
 			}
+			upto := ""
 			if register {
 				if err := put(ctx, client, f); err != nil {
 					return err
 				}
+				if upto, err = client.RestartFailed(ctx, f.Name, database); err != nil {
+					return fmt.Errorf("connector %s: %w", f.Name, err)
+				}
 			}
-			if err := client.WaitStreaming(ctx, f.Name, database, provision.Database{Name: f.Name}.Slot()); err != nil {
+			if err := client.WaitSent(ctx, f.Name, database, provision.Database{Name: f.Name}.Slot(), upto); err != nil {
 				return err
 			}
 			if register {

@@ -87,7 +87,7 @@ func (d desk) ask(ctx context.Context, method, path, by, body string, out any) e
 	}
 	res, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("%s-service does not answer at %s: start it, or set %s: %w", d.name, d.base, d.env, err)
+		return fmt.Errorf("%s-service does not answer at %s: start it, set %s, or name the other services with --service: %w", d.name, d.base, d.env, err)
 	}
 	defer res.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(res.Body, 16<<20))

@@ -122,6 +122,11 @@ func databaseURL(cmd *cobra.Command, database string) (address, variable string,
 	if address != "" || err != nil {
 		return address, variable, err
 	}
+	for _, s := range system.Services() { // the others would be another system's
+		if _, other, _ := databaseAt(s.Database.Name, "", ""); os.Getenv(other) != "" {
+			return "", variable, fmt.Errorf("it is not set, and %s is: set all three, or ADMIN_DATABASE_URL", other)
+		}
+	}
 	local, err := openStack(cmd)
 	if err != nil {
 		return "", variable, fmt.Errorf("it is not set, and %w", err)

@@ -34,6 +34,16 @@ type Status struct {
 	Tasks     []State
 }
 
+// Failed is what of the connector has failed; nil: nothing.
+func (s Status) Failed() *State {
+	for _, one := range append([]State{s.Connector}, s.Tasks...) {
+		if one.State == "FAILED" {
+			return &one
+		}
+	}
+	return nil
+}
+
 // State is the state of a connector or of a task of it.
 type State struct {
 	ID     int    `json:"id"`
@@ -109,7 +119,9 @@ func (c Client) Status(ctx context.Context, name string) (Status, error) {
 // CheckPlugin says whether the worker has the connector's class.
 func (c Client) CheckPlugin(ctx context.Context) error {
 	var plugins []struct{ Class string }
-	if err := c.call(ctx, http.MethodGet, "/connector-plugins", nil, &plugins); err != nil {
+	if err := c.call(ctx, http.MethodGet, "/connector-plugins", nil, &plugins); errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("%s is not Kafka Connect, or it is still starting: try again, or set CONNECT_URL", c.URL)
+	} else if err != nil {
 		return err
 	}
 	for _, p := range plugins {
@@ -237,9 +249,43 @@ func (c Client) call(ctx context.Context, method, path string, body []byte, out 
 	}
 }
 
+// RestartFailed starts again what of the connector has failed, perhaps long ago: Connect does not, nor when it is told the same
+// settings anew. upto is where the log of the database of url ended before that; empty: nothing had failed.
+func (c Client) RestartFailed(ctx context.Context, name, url string) (upto string, err error) {
+	s, err := c.Status(ctx, name)
+	if err != nil || s.Failed() == nil {
+		if errors.Is(err, ErrNotFound) { // it is that new
+			err = nil
+		}
+		return "", err
+	}
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_lsn()::text`).Scan(&upto); err != nil {
+		return "", err
+	}
+	if err := c.Restart(ctx, name, true); err != nil {
+		return "", err
+	}
+	select { // until the state says so
+	case <-ctx.Done():
+	case <-time.After(time.Second):
+	}
+	return upto, nil
+}
+
 // WaitStreaming returns when the connector and its tasks are RUNNING and slot is
 // active in the database of url. A FAILED task is an error at once, with its cause.
 func (c Client) WaitStreaming(ctx context.Context, name, url, slot string) error {
+	return c.WaitSent(ctx, name, url, slot, "")
+}
+
+// WaitSent is [Client.WaitStreaming], and the slot must have confirmed the log up to a position, if that is not empty: a task that had
+// failed runs for some seconds before it fails again on the same record.
+func (c Client) WaitSent(ctx context.Context, name, url, slot, upto string) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return fmt.Errorf("connector %s: %w", name, err)
@@ -259,25 +305,29 @@ func (c Client) WaitStreaming(ctx context.Context, name, url, slot string) error
 			if len(s.Tasks) == 0 {
 				missing = "it has no task yet"
 			}
+			if failed := s.Failed(); failed != nil {
+				return fmt.Errorf("connector %s failed: %s", name, failed.Cause())
+			}
 			for _, state := range append(s.Tasks, s.Connector) {
-				if state.State == "FAILED" {
-					return fmt.Errorf("connector %s failed: %s", name, state.Cause())
-				}
 				if state.State != "RUNNING" {
 					missing = "it is " + state.State
 				}
 			}
 		}
 		if missing == "" {
-			var active bool
-			err := conn.QueryRow(ctx, `SELECT coalesce((SELECT active FROM pg_replication_slots WHERE slot_name = $1), false)`, slot).Scan(&active)
-			if err != nil && ctx.Err() == nil {
+			var active, sent bool
+			err := conn.QueryRow(ctx, `SELECT coalesce(bool_or(active), false), coalesce(bool_or(confirmed_flush_lsn >= coalesce(nullif($2, ''), '0/0')::pg_lsn), false)
+				FROM pg_replication_slots WHERE slot_name = $1`, slot, upto).Scan(&active, &sent)
+			switch {
+			case err != nil && ctx.Err() == nil:
 				return fmt.Errorf("connector %s: %w", name, err)
-			}
-			if active {
+			case active && sent:
 				return nil
+			case active:
+				missing = "it has not yet sent what was written before its restart"
+			default:
+				missing = "its slot " + slot + " is not active"
 			}
-			missing = "its slot " + slot + " is not active"
 		}
 		select {
 		case <-ctx.Done():

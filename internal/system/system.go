@@ -151,6 +151,9 @@ func Build(ctx context.Context, root, dir string, out io.Writer, flags ...string
 	return nil
 }
 
+// provisionTimeout bounds the wait for what hinders a migration, as a transaction that was left open.
+const provisionTimeout = 2 * time.Minute
+
 // Run provisions and starts a whole system on a stack: engines, services, connectors;
 // what runs already is kept. ports are those of each service's instances. It returns when
 // all services are ready and, with connectors, all connectors stream. The processes of the
@@ -168,7 +171,9 @@ func Run(ctx context.Context, stack *devstack.Stack, bin string, ports map[strin
 			return err
 		}
 		begin := time.Now()
-		if err := Provision(group, stack.PostgresURL("postgres"), nil, stack.Brokers(), provision.DefaultReplicas); err != nil {
+		limited, cancel := context.WithTimeout(group, provisionTimeout)
+		defer cancel()
+		if err := Provision(limited, stack.PostgresURL("postgres"), nil, stack.Brokers(), provision.DefaultReplicas); err != nil {
 			return err
 		}
 		stack.Say("  %-18s ready after %.1f s", "schema, topics", time.Since(begin).Seconds())

@@ -83,7 +83,7 @@ type Order struct {
 	Payment, Stock Step
 	FailureReason  string
 	// NeedsAttention: a compensation became a dead letter. The order cannot settle
-	// before someone redrives it.
+	// before someone redrives it. Where both steps are compensating it stays until the other one is compensated too.
 	NeedsAttention bool
 }
 
