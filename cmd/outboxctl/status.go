@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -62,11 +63,12 @@ of orders. outboxctl saga stuck looks at all, and takes its time.`, newestOrders
 // status is the state of the whole system.
 type status struct {
 	supervisor.Facts
+	// What could not be asked is not in the maps, and orders is null.
 	// Lag in seconds: the age of the oldest event that its consumer's inbox does not have.
 	OldestUnseen map[string]float64 `json:"oldest_unseen_seconds"`
 	UnseenEvents map[string]int     `json:"unseen_events"`
 	DeadLetters  map[string]int     `json:"open_dead_letters"` // by service
-	Orders       orderCounts        `json:"orders"`
+	Orders       *orderCounts       `json:"orders"`
 	Supervised   *bool              `json:"supervised"` // whether a supervisor acts; null: the order database does not say
 	Acts         []supervisor.Done  `json:"supervisor"` // newest first
 	Trouble      []string           `json:"trouble"`    // what needs attention
@@ -217,22 +219,26 @@ func look(ctx context.Context, s *supervisor.Supervisor, pipelines []supervisor.
 	var named []uuid.UUID
 	for _, p := range pipelines {
 		flow := now.Pipelines[p.Name]
-		now.OldestUnseen[p.Name], now.UnseenEvents[p.Name] = flow.Oldest(now.At).Seconds(), len(flow.Unseen)
 		if flow.Slot == nil {
 			continue // it was said already
 		}
+		if !flow.Stale {
+			now.OldestUnseen[p.Name], now.UnseenEvents[p.Name] = flow.Oldest(now.At).Seconds(), len(flow.Unseen)
+		}
 		var open int
 		err := p.DB.QueryRow(ctx, `SELECT count(*) FROM dead_letters WHERE status = 'open'`).Scan(&open)
-		unknown("dead letters, "+p.Group, err)
-		now.DeadLetters[p.Group] = open
+		if unknown("dead letters, "+p.Group, err); err == nil {
+			now.DeadLetters[p.Group] = open
+		}
 		orders, err := ordersOfLetters(ctx, p.DB, newestLetters)
 		unknown("orders of dead letters, "+p.Group, err)
 		named = append(named, orders...)
 	}
 	if first := pipelines[0]; now.Pipelines[first.Name].Slot != nil {
-		var err error
-		now.Orders, err = countOrders(ctx, first.DB, newestOrders, named)
-		unknown("orders", err)
+		orders, err := countOrders(ctx, first.DB, newestOrders, named)
+		if unknown("orders", err); err == nil {
+			now.Orders = &orders
+		}
 		var supervised bool
 		if err = first.DB.QueryRow(ctx, selectSupervised, int64(supervisor.LockKey)).Scan(&supervised); err == nil {
 			now.Supervised = &supervised
@@ -272,8 +278,8 @@ func (s status) trouble(pipelines []supervisor.Pipeline) []string {
 				add("slot %s keeps %s of log, and is lost %s later (max_slot_wal_keep_size): see what holds up connector %s", p.Slot, size(slot.Retained), size(max(0, *slot.Safe)), p.Name)
 			}
 		}
-		if silent(s.At, flow) {
-			add("connector %s has sent no heartbeat for %s: nothing of %s flows, whatever Connect says (see the log of its worker), unless the worker's clock is behind", p.Name, s.At.Sub(flow.Heartbeat).Round(time.Second), p.Name)
+		if age, is := silent(s.At, flow); is {
+			add("connector %s has sent no heartbeat for %s: nothing of %s flows, whatever Connect says (see the log of its worker), unless the worker's clock is behind", p.Name, age.Round(time.Second), p.Name)
 		}
 		if oldest := s.OldestUnseen[p.Name]; oldest > 10 {
 			add("%d events of %s are in no inbox, the oldest for %.0f s", s.UnseenEvents[p.Name], p.Name, oldest)
@@ -285,11 +291,11 @@ func (s status) trouble(pipelines []supervisor.Pipeline) []string {
 			add("no instance of %s consumes", p.Group)
 		}
 	}
-	if s.Orders.Oldest > 90 {
-		add("an order waits for %s: outboxctl saga stuck", waiting(s.Orders.Oldest))
+	if o := s.Orders; o != nil && o.Oldest > 90 {
+		add("an order waits for %s: outboxctl saga stuck", waiting(o.Oldest))
 	}
-	if n := s.Orders.Attention + s.Orders.OlderAttention; n > 0 {
-		add("%d orders need attention, their compensation is a dead letter: outboxctl saga stuck", n)
+	if o := s.Orders; o != nil && o.Attention+o.OlderAttention > 0 {
+		add("%d orders need attention, their compensation is a dead letter: outboxctl saga stuck", o.Attention+o.OlderAttention)
 	}
 	return all
 }
@@ -300,9 +306,12 @@ func nearlyLost(s supervisor.Slot) bool { return s.Safe != nil && s.Retained >= 
 
 // silent tells of a connector that reads its slot and sends nothing, not even heartbeats. They carry the clock of the worker, which may
 // be another machine's, and are not sent while it reads the table itself. After a start the newest one is that of before.
-func silent(now time.Time, flow supervisor.Pipeflow) bool {
-	return flow.Connector != nil && flow.Connector.State == "RUNNING" && flow.Slot != nil && flow.Slot.Active && flow.Slot.Snapshot == nil &&
-		!flow.Heartbeat.IsZero() && min(now.Sub(flow.Heartbeat), flow.Slot.Read) > 2*connect.MaxSilence
+func silent(now time.Time, flow supervisor.Pipeflow) (age time.Duration, is bool) {
+	if flow.Connector == nil || flow.Connector.State != "RUNNING" || flow.Slot == nil || !flow.Slot.Active || flow.Slot.Snapshot != nil {
+		return 0, false
+	}
+	age, known := flow.SinceHeartbeat(now)
+	return age, known && min(age, flow.Slot.Read) > 2*connect.MaxSilence
 }
 
 // waiting writes seconds for people.
@@ -338,7 +347,7 @@ func (s status) print(out io.Writer) {
 	for _, svc := range system.Services() {
 		name := svc.Database.Name
 		flow := s.Pipelines[name]
-		state, slot, lag, retained, safe, beat := "?", "?", "?", "?", "?", "?"
+		state, slot, lag, retained, safe, beat, oldest := "?", "?", "?", "?", "?", "?", "?"
 		if flow.Connector != nil {
 			state = flow.Connector.State
 		}
@@ -356,27 +365,37 @@ func (s status) print(out io.Writer) {
 				safe = size(max(0, *v.Safe))
 			}
 		}
-		if !flow.Heartbeat.IsZero() {
+		if flow.NoHeartbeat {
+			beat = "none"
+		} else if !flow.Heartbeat.IsZero() {
 			beat = ago(s.At.Sub(flow.Heartbeat))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", name, state, slot, lag, retained, safe, beat, s.UnseenEvents[name],
-			(time.Duration(s.OldestUnseen[name]*1000) * time.Millisecond).Round(100*time.Millisecond))
+		if seconds, known := s.OldestUnseen[name]; known {
+			oldest = (time.Duration(seconds*1000) * time.Millisecond).Round(100 * time.Millisecond).String()
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", name, state, slot, lag, retained, safe, beat, count(s.UnseenEvents, name), oldest)
 	}
 	fmt.Fprintf(t, "\nSERVICE\tGROUP\tMEMBERS\tLAG\tDEAD LETTERS\n")
 	for _, svc := range system.Services() {
-		g, known := s.Groups[svc.Name]
-		if !known {
-			g.State = "?"
+		group, members, lag := "?", "?", "?"
+		if g, known := s.Groups[svc.Name]; known {
+			group, members, lag = g.State, fmt.Sprint(g.Members), fmt.Sprint(g.Total(), prefixed(" on ", strings.Join(lagging(g), ", ")))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%d\t%d%s\t%d\n", svc.Name, g.State, g.Members, g.Total(), prefixed(" on ", strings.Join(lagging(g), ", ")), s.DeadLetters[svc.Name])
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\n", svc.Name, group, members, lag, count(s.DeadLetters, svc.Name))
 	}
 	t.Flush()
-	s.Orders.print(out, s.At)
+	if s.Orders == nil {
+		fmt.Fprintln(out, "\nOrders: not known")
+	} else {
+		s.Orders.print(out, s.At)
+	}
 	fmt.Fprint(out, "\nSupervisor, last acts:\n")
 	for _, a := range s.Acts {
 		fmt.Fprintf(out, "  %s  %s %s: %s (%s)\n", a.At.Format(time.DateTime), a.Act, a.Connector, plain(a.Reason, 160), plain(a.Outcome, 120))
 	}
-	if len(s.Acts) == 0 {
+	if s.Acts == nil {
+		fmt.Fprintln(out, "  not known")
+	} else if len(s.Acts) == 0 {
 		fmt.Fprintln(out, "  none")
 	}
 	for i, text := range s.Trouble {
@@ -406,6 +425,14 @@ func (o orderCounts) print(out io.Writer, now time.Time) {
 	if !o.Since.IsZero() {
 		fmt.Fprintf(out, "  (all since %s, and before that what may be in progress and what a dead letter is about; outboxctl saga stuck looks at all)\n", o.Since.Format(time.DateTime))
 	}
+}
+
+// count is the value of a key for people.
+func count(of map[string]int, key string) string {
+	if n, known := of[key]; known {
+		return strconv.Itoa(n)
+	}
+	return "?"
 }
 
 func ago(d time.Duration) string { return max(0, d).Round(time.Second).String() + " ago" }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -36,8 +37,8 @@ func TestStatusSaysWhatNeedsAttention(t *testing.T) {
 			Unknown: []string{"Kafka Connect: no answer"},
 		},
 		OldestUnseen: map[string]float64{"orderdb": 75.4}, UnseenEvents: map[string]int{"orderdb": 12},
-		DeadLetters: map[string]int{"stock-service": 3},
-		Orders:      orderCounts{Success: 10, Oldest: 7300, OlderUnsettled: 2, OlderAttention: 1, All: true},
+		DeadLetters: map[string]int{"order-service": 0, "stock-service": 3},
+		Orders:      &orderCounts{Success: 10, Oldest: 7300, OlderUnsettled: 2, OlderAttention: 1, All: true},
 		Supervised:  new(false),
 		Acts:        []supervisor.Done{{At: time.Date(2026, 1, 2, 3, 4, 1, 0, time.UTC), Connector: "orderdb", Act: supervisor.Restart, Reason: "FAILED: x", Outcome: "done"}},
 	}
@@ -64,6 +65,12 @@ func TestStatusSaysWhatNeedsAttention(t *testing.T) {
 	if strings.Contains(out.String(), "outbox_paymentdb is not read") {
 		t.Error("a snapshot needs no attention")
 	}
+	out.Reset()
+	status{}.print(&out)
+	if got := strings.Join(strings.Fields(out.String()), " "); !strings.Contains(got, "orderdb ? ? ? ? ? ? ? ?") || !strings.Contains(got, "order-service ? ? ? ?") ||
+		!strings.Contains(got, "Orders: not known") || !strings.Contains(got, "last acts: not known") {
+		t.Errorf("what is not known:\n%s", out.String())
+	}
 	well := status{Facts: supervisor.Facts{Groups: map[string]supervisor.Group{}}}
 	if trouble := well.trouble(nil); len(trouble) != 0 {
 		t.Error(trouble)
@@ -80,13 +87,21 @@ func TestStatusTellsOfASilentConnector(t *testing.T) {
 		s := status{Facts: supervisor.Facts{At: now, Pipelines: map[string]supervisor.Pipeflow{"stockdb": flow}}}
 		return strings.Join(s.trouble([]supervisor.Pipeline{{Name: "stockdb", Slot: "outbox_stockdb", Group: "stock-service"}}), "\n")
 	}
-	if got, want := beat(31*time.Second, nil), "connector stockdb has sent no heartbeat for 31s: nothing of stockdb flows, whatever Connect says (see the log of its worker), unless the worker's clock is behind"; got != want {
+	const want = "connector stockdb has sent no heartbeat for %s: nothing of stockdb flows, whatever Connect says (see the log of its worker), unless the worker's clock is behind"
+	if got := beat(31*time.Second, nil); got != fmt.Sprintf(want, "31s") {
 		t.Errorf("%q", got)
+	}
+	// Kafka keeps heartbeats for an hour.
+	for read, age := range map[time.Duration]string{10 * time.Second: "", 31 * time.Second: "31s", 2 * time.Hour: "1h0m0s"} {
+		got := beat(0, func(f *supervisor.Pipeflow) { f.Heartbeat, f.NoHeartbeat, f.Slot.Read = time.Time{}, true, read })
+		if said := strings.Contains(got, "heartbeat"); said != (age != "") || said && got != fmt.Sprintf(want, age) {
+			t.Errorf("none in Kafka, and the slot is read for %s: %q", read, got)
+		}
 	}
 	snapshot := time.Minute
 	for name, got := range map[string]string{
 		"a young heartbeat": beat(30*time.Second, nil),
-		"none yet":          beat(time.Hour, func(f *supervisor.Pipeflow) { f.Heartbeat = time.Time{} }),
+		"not known":         beat(time.Hour, func(f *supervisor.Pipeflow) { f.Heartbeat = time.Time{} }),
 		"a snapshot":        beat(time.Hour, func(f *supervisor.Pipeflow) { f.Slot.Snapshot = &snapshot }),
 		"a new reader":      beat(time.Hour, func(f *supervisor.Pipeflow) { f.Slot.Read = 10 * time.Second }),
 		"another cause":     beat(time.Hour, func(f *supervisor.Pipeflow) { f.Slot.Active = false }),

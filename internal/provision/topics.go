@@ -27,10 +27,13 @@ type Topic struct {
 	Retention  time.Duration // 0: TopicRetention
 }
 
+// HeartbeatRetention is for how long Kafka keeps heartbeats.
+const HeartbeatRetention = time.Hour
+
 // HeartbeatTopic is where a connector beats. It must exist: without it the connector's
 // producer blocks, silently.
 func HeartbeatTopic(database string) Topic {
-	return Topic{Name: "__debezium-heartbeat." + database, Partitions: 1, Retention: time.Hour}
+	return Topic{Name: "__debezium-heartbeat." + database, Partitions: 1, Retention: HeartbeatRetention}
 }
 
 // Topics makes those topics that are missing, with as many replicas as asked for (or

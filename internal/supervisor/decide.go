@@ -227,7 +227,7 @@ func position(lsn int64) string { return fmt.Sprintf("%X/%X", lsn>>32, uint32(ls
 // waiting counts the unseen events that do not wait in Kafka for their consumer: those on
 // topics that are read to their end.
 func waiting(flow Pipeflow, groups map[string]Group, now time.Time) (n int) {
-	if flow.stale {
+	if flow.Stale {
 		return 0
 	}
 	for _, u := range flow.Unseen {
@@ -241,7 +241,7 @@ func waiting(flow Pipeflow, groups map[string]Group, now time.Time) (n int) {
 // proven are the unseen events that were confirmed to PostgreSQL, and whose consumer has read since then what was on their topic: they are not in
 // Kafka for it: Kafka had them and has lost them, or their topic was made anew.
 func proven(flow Pipeflow, groups map[string]Group, now time.Time) []Unseen {
-	if flow.stale || flow.Slot == nil || flow.Connector == nil || flow.Connector.State != "RUNNING" || !flow.Slot.Active {
+	if flow.Stale || flow.Slot == nil || flow.Connector == nil || flow.Connector.State != "RUNNING" || !flow.Slot.Active {
 		return nil
 	}
 	return slices.DeleteFunc(slices.Clone(flow.Unseen), func(u Unseen) bool {

@@ -118,10 +118,10 @@ func TestDecide(t *testing.T) {
 			f.Groups["stock-service"].Lag["stock"] = 7
 		}, 0, 0, Resend, "Kafka has lost them"},
 		"no inbox could be asked since": {func(now time.Time, _ *Facts, p *Pipeflow) {
-			p.Slot.Confirmed, p.Unseen, p.stale = now.Unix(), []Unseen{unseenFor(now, lostAfter, 950)}, true
+			p.Slot.Confirmed, p.Unseen, p.Stale = now.Unix(), []Unseen{unseenFor(now, lostAfter, 950)}, true
 		}, 0, 0, "", ""},
 		"no inbox could be asked, and nothing moves": {func(now time.Time, _ *Facts, p *Pipeflow) {
-			p.Slot.Confirmed, p.Slot.LagBytes, p.Unseen, p.stale = 900, 100, []Unseen{unseenFor(now, 2*time.Second, 950)}, true
+			p.Slot.Confirmed, p.Slot.LagBytes, p.Unseen, p.Stale = 900, 100, []Unseen{unseenFor(now, 2*time.Second, 950)}, true
 		}, 32 * time.Second, 30 * time.Second, Restart, "not even a heartbeat"},
 		"it may be on the way": {func(now time.Time, f *Facts, p *Pipeflow) {
 			p.Slot.Confirmed, p.Unseen = now.Unix(), []Unseen{unseenFor(now, time.Minute, 950)}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -33,13 +34,26 @@ type Facts struct {
 type Pipeflow struct {
 	Connector *Connector `json:"connector"` // nil: Connect does not answer
 	Slot      *Slot      `json:"slot"`      // nil: PostgreSQL does not answer
-	// Heartbeat is the time of the connector's newest record on its heartbeat topic; zero: none.
+	// Heartbeat is the time of the connector's newest record on its heartbeat topic; zero: none, or not known.
 	Heartbeat time.Time `json:"heartbeat,omitzero"`
+	// NoHeartbeat: Kafka has none. It keeps them for an hour.
+	NoHeartbeat bool `json:"no_heartbeat,omitempty"`
 	// Unseen are events that their consumer's inbox does not have, oldest first. An event is looked for
 	// 3 s after it was made.
 	Unseen []Unseen `json:"-"`
-	// stale: an inbox, or the outbox, could not be asked. Unseen is what an earlier look knew, and nothing follows from it.
-	stale bool
+	// Stale: an inbox, or the outbox, could not be asked. Unseen is what an earlier look knew, and nothing follows from it.
+	Stale bool `json:"-"`
+}
+
+// SinceHeartbeat is how old the connector's newest heartbeat is by now; where Kafka has none, for how long at least it has sent none.
+func (p Pipeflow) SinceHeartbeat(now time.Time) (age time.Duration, known bool) {
+	switch {
+	case !p.Heartbeat.IsZero():
+		return now.Sub(p.Heartbeat), true
+	case p.NoHeartbeat && p.Slot != nil && p.Slot.Read > 0:
+		return min(p.Slot.Read, provision.HeartbeatRetention), true
+	}
+	return 0, false
 }
 
 // Connector is what Kafka Connect says.
@@ -136,7 +150,7 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 			unknown("Kafka Connect", err)
 		}
 	})
-	beats := map[string]time.Time{}
+	beats := map[string]connect.Beat{}
 	all.Go(func() {
 		if err := s.askKafka(ctx, &f, beats); err != nil {
 			unknown("Kafka", err)
@@ -153,13 +167,14 @@ func (s *Supervisor) Look(ctx context.Context) Facts {
 			// Not after Kafka has answered: while it does not, no time would be left.
 			if flows[i].Unseen, err = s.follow(ctx, p, s.watches[p.Name]); err != nil {
 				unknown("the events of "+p.Name, err)
-				flows[i].stale = true
+				flows[i].Stale = true
 			}
 		})
 	}
 	all.Wait()
 	for i, p := range s.cfg.Pipelines {
-		flows[i].Heartbeat = beats[p.Name]
+		beat, asked := beats[p.Name]
+		flows[i].Heartbeat, flows[i].NoHeartbeat = beat.At, asked && beat.Err == nil && beat.At.IsZero()
 		if connectors != nil {
 			flows[i].Connector = state(connectors, p.Name)
 		}
@@ -202,10 +217,10 @@ func state(all map[string]connect.Status, name string) *Connector {
 	if st.Connector.State == "RUNNING" && len(st.Tasks) == 0 {
 		c.State = Starting
 	}
+	if failed := st.Failed(); failed != nil {
+		return &Connector{State: "FAILED", Cause: failed.Cause()}
+	}
 	for _, one := range append([]connect.State{st.Connector}, st.Tasks...) {
-		if one.State == "FAILED" {
-			return &Connector{State: "FAILED", Cause: one.Cause()}
-		}
 		if one.State != "RUNNING" && c.State == "RUNNING" {
 			c.State = one.State
 		}
@@ -308,7 +323,7 @@ func readSlot(ctx context.Context, p Pipeline, h *heard) (*Slot, error) {
 }
 
 // askKafka fills in the topics, the groups and the heartbeats.
-func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]time.Time) error {
+func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]connect.Beat) error {
 	names := make([]string, len(s.cfg.Topics))
 	for i, t := range s.cfg.Topics {
 		names[i] = t.Name
@@ -350,9 +365,7 @@ func (s *Supervisor) askKafka(ctx context.Context, f *Facts, beats map[string]ti
 		}
 	}
 	newest, err := connect.Beats(ctx, s.admin, beating...)
-	for name, beat := range newest {
-		beats[name] = beat.At
-	}
+	maps.Copy(beats, newest)
 	ids := map[string]string{}
 	for _, name := range names {
 		ids[name] = topics[name].ID.String()

@@ -33,7 +33,7 @@ func newMetrics() *metrics {
 	m.retained = gauge("cdc_slot_retained_bytes", "Log that PostgreSQL keeps for the slot.", "connector")
 	m.safe = gauge("cdc_slot_safe_bytes", "Log that may be written until the slot is lost.", "connector")
 	m.silence = gauge("cdc_slot_silence_seconds", "Time since the slot's reader has said something.", "connector")
-	m.beat = gauge("cdc_heartbeat_age_seconds", "Age of the connector's newest heartbeat in Kafka.", "connector")
+	m.beat = gauge("cdc_heartbeat_age_seconds", "Age of the connector's newest heartbeat in Kafka; where that has none any more, for how long at least it has sent none.", "connector")
 	m.unseen = gauge("outbox_unseen_events", "Events older than 3 s that are not in their consumer's inbox.", "connector")
 	m.oldest = gauge("outbox_oldest_unseen_seconds", "Age of the oldest event that is not in its consumer's inbox; 0: none.", "connector")
 	m.confirmed = gauge("cdc_confirmed_transaction", "The outbox rows of all transactions before this one are in Kafka or in an inbox, but for those before cdc_confirmed_since_transaction: a new slot leaves them out. Absent: not known, all would be sent.", "connector")
@@ -91,8 +91,11 @@ func (m *metrics) show(f Facts, confirmations map[string]*confirmation) {
 			m.beats[name] = flow.Heartbeat
 		}
 		// It grows older also while Kafka does not answer.
-		beat, known := m.beats[name]
-		set(m.beat, known, f.At.Sub(beat).Seconds(), name)
+		if flow.Heartbeat.IsZero() {
+			flow.Heartbeat = m.beats[name]
+		}
+		age, known := flow.SinceHeartbeat(f.At)
+		set(m.beat, known, age.Seconds(), name)
 	}
 	for name, c := range confirmations {
 		set(m.confirmed, c.before != 0, float64(c.before), name)

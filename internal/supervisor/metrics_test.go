@@ -37,4 +37,9 @@ func TestMetricsShowOnlyWhatIsKnown(t *testing.T) {
 	expect("Kafka and PostgreSQL do not", map[string]float64{"cdc_connector_running": 1, "cdc_heartbeat_age_seconds": 41, "supervisor_unknown": 2})
 	m.leads(false)
 	expect("another one acts", map[string]float64{"supervisor_unknown": 0})
+	m.leads(true)
+	show(at, Pipeflow{Connector: running, NoHeartbeat: true, Slot: &Slot{}})
+	expect("nor is there a reader", map[string]float64{"cdc_connector_running": 1, "cdc_slot_lag_bytes": 0, "outbox_unseen_events": 0, "supervisor_unknown": 0})
+	show(at, Pipeflow{Connector: running, Slot: &Slot{Active: true, Read: 90 * time.Second}, NoHeartbeat: true})
+	expect("Kafka has no heartbeat", map[string]float64{"cdc_connector_running": 1, "cdc_slot_lag_bytes": 0, "cdc_heartbeat_age_seconds": 90, "outbox_unseen_events": 0, "supervisor_unknown": 0})
 }
