@@ -3,8 +3,6 @@ package main
 import (
 	"fmt"
 	"log/slog"
-	"os"
-	"runtime/debug"
 	"time"
 
 	"outboxsaga/internal/bench/relay"
@@ -25,9 +23,7 @@ func newBenchRelayCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "bench-relay", Short: "Poll outboxes and produce to Kafka: the benchmark's rival", Hidden: true, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if os.Getenv("GOGC") == "" {
-				debug.SetGCPercent(400) // as the services have it
-			}
+			service.PaceGC() // as the services do
 			relays, ctx := errgroup.WithContext(cmd.Context())
 			for _, url := range databases {
 				cfg, err := service.PoolConfig(url, "relay")
@@ -49,8 +45,8 @@ func newBenchRelayCommand() *cobra.Command {
 	f := c.Flags()
 	f.StringSliceVar(&databases, "database", nil, "URLs of databases with an outbox")
 	f.StringSliceVar(&brokers, "brokers", nil, "host:port")
-	f.DurationVar(&every, "every", 5*time.Millisecond, "pause after a poll that found less than a batch")
+	f.DurationVar(&every, "every", 5*time.Millisecond, "pause after a poll that found less than a batch; with notify, at most")
 	f.IntVar(&batch, "batch", 1000, "rows of a poll")
-	f.StringVar(&design, "design", string(relay.Delete), "delete, flag, naive")
+	f.StringVar(&design, "design", string(relay.Delete), "delete, notify, flag, naive")
 	return c
 }

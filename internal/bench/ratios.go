@@ -14,8 +14,8 @@ const (
 	// PollerFlag is the relay that marks rows as sent in place of deleting them.
 	PollerFlag = "poller-flag"
 	Single     = "single" // the product with one transaction an event
-	// Gathering is the product set for its highest rate: Debezium gathers events for 10 ms, as Poller10 waits between its rounds.
-	Gathering = "cdc-10ms"
+	// Gathering is the product as it is set where processors are short: Debezium gathers events for some milliseconds.
+	Gathering = "cdc-gathered"
 	Poller10  = "poller-10ms"
 )
 
@@ -144,24 +144,31 @@ func (r Report) ratios() (all []Ratio) {
 	bars := map[int]float64{200: 0.5, 500: 0.5, 2000: 1}
 	for _, g := range r.groups(PartLatency) {
 		rival := r.find(PartLatency, Poller, "", g.rate)
-		if g.system != CDC || g.name != "" || rival == nil {
+		if g.system != CDC && g.system != Gathering || g.name != "" || rival == nil {
 			continue
 		}
+		of := ", " + g.system + " / " + Poller
+		bar := func(ours float64) float64 { // the bars are for the product as it comes
+			if g.system != CDC {
+				return 0
+			}
+			return ours
+		}
 		if g.rate == 0 {
-			add("database CPU when idle (cores), cdc / poller", g.cores("postgres", "walsenders"), rival.cores("postgres", "walsenders"), 0.2, true)
-			add("CPU of all processes when idle (cores), cdc / poller", g.median(cores), rival.median(cores), 0, true)
+			add("database CPU when idle (cores)"+of, g.cores("postgres", "walsenders"), rival.cores("postgres", "walsenders"), bar(0.2), true)
+			add("CPU of all processes when idle (cores)"+of, g.median(cores), rival.median(cores), 0, true)
 			continue
 		}
 		if g.rate < 10 || !g.holds() && !rival.holds() {
 			continue
 		}
-		add(fmt.Sprintf("p50 at %d orders/s (ms), cdc / poller", g.rate), g.median(p50), rival.median(p50), bars[g.rate], true)
-		add(fmt.Sprintf("p99 at %d orders/s (ms), cdc / poller", g.rate), g.median(p99), rival.median(p99), 0, true)
+		add(fmt.Sprintf("p50 at %d orders/s (ms)", g.rate)+of, g.median(p50), rival.median(p50), bar(bars[g.rate]), true)
+		add(fmt.Sprintf("p99 at %d orders/s (ms)", g.rate)+of, g.median(p99), rival.median(p99), 0, true)
 		if g.rate < 100 || !g.holds() || !rival.holds() { // too few orders for anything per order, or not all of their work
 			continue
 		}
-		add(fmt.Sprintf("CPU of all processes per order at %d orders/s (µs), cdc / poller", g.rate), g.median(cpu), rival.median(cpu), 0, true)
-		add(fmt.Sprintf("WAL per order at %d orders/s (bytes), cdc / poller", g.rate), g.median(wal), rival.median(wal), 0.65, true)
+		add(fmt.Sprintf("CPU of all processes per order at %d orders/s (µs)", g.rate)+of, g.median(cpu), rival.median(cpu), 0, true)
+		add(fmt.Sprintf("WAL per order at %d orders/s (bytes)", g.rate)+of, g.median(wal), rival.median(wal), bar(0.65), true)
 	}
 	for _, g := range append(r.groups(PartRivals), r.groups(PartLatency)...) { // a relay that keeps its rows, with a partial index
 		if own := r.find(PartLatency, CDC, "", g.rate); g.system == PollerFlag && g.rate >= 100 && g.holds() && own != nil && own.holds() {
@@ -170,8 +177,8 @@ func (r Report) ratios() (all []Ratio) {
 	}
 	most := r.bounds
 	addSearched("highest rate that holds (orders/s), cdc / poller", most(CDC), most(Poller), 0.9)
-	addSearched("highest rate that holds (orders/s), cdc-10ms / poller", most(Gathering), most(Poller), 0.9)
-	addSearched("highest rate that holds (orders/s), cdc-10ms / poller-10ms", most(Gathering), most(Poller10), 0.9)
+	addSearched("highest rate that holds (orders/s), "+Gathering+" / poller", most(Gathering), most(Poller), 0.9)
+	addSearched("highest rate that holds (orders/s), "+Gathering+" / poller-10ms", most(Gathering), most(Poller10), 0.9)
 	addSearched("highest rate that holds, cdc / one transaction an event", most(CDC), most(Single), 25)
 	if allowed := r.allowed(); allowed > 0 {
 		addSearched("highest rate that holds / what the bare transactions allow (orders/s), cdc", most(CDC), bounds{allowed, allowed, true}, 0)

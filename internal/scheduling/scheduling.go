@@ -14,7 +14,7 @@
 //     each time a system call has lasted for longer it has another thread go on with the other goroutines. In a service that
 //     waits for sockets most of the time both cost more than they bring.
 //
-// Figures are in docs/benchmarks.md, "What Debezium waits for", "Who interrupts whom" and "The monitor of Go's runtime".
+// Figures are in docs/tuning.md, "What Debezium waits for", "Who interrupts whom" and "The monitor of Go's runtime".
 package scheduling
 
 import (
@@ -44,6 +44,8 @@ const (
 	// IntervalVariable is the connectors' poll.interval.ms in milliseconds; they read it from the worker's environment. The
 	// default is 2, and 20 without a timer slack, where 2 would cost a core; 4 where events are gathered.
 	IntervalVariable = "CDC_POLL_INTERVAL_MS"
+	// GatherMillis is its default where events are gathered.
+	GatherMillis = 4
 )
 
 // WorkerVariables are those that [ForWorker] reads.
@@ -94,7 +96,7 @@ func ForWorker() (s Schedule, missing, err error) {
 	usual := 2
 	switch {
 	case most > 1:
-		usual = 4
+		usual = GatherMillis
 	case s.Slack == 0:
 		usual = 20
 	}

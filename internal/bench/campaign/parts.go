@@ -4,29 +4,41 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"outboxsaga/internal/bench"
 	"outboxsaga/internal/bench/relay"
+	"outboxsaga/internal/scheduling"
 )
 
 // Systems are all that can be measured.
 func Systems() []System {
 	all := []System{
 		{Name: bench.CDC},
+		{Name: bench.Gathering, Connector: connector(strconv.Itoa(scheduling.GatherMillis))},
 		{Name: bench.Poller, Relay: &Relay{relay.Delete, 5 * time.Millisecond, 1000}},
 		{Name: bench.Poller10, Relay: &Relay{relay.Delete, 10 * time.Millisecond, 1000}},
+		{Name: notified, Relay: &Relay{relay.Notify, time.Second, 1000}},
 		{Name: bench.PollerFlag, Relay: &Relay{relay.Flag, 5 * time.Millisecond, 1000}},
 		{Name: naive, Relay: &Relay{relay.Naive, time.Second, 100}},
 		{Name: bench.Single, Env: []string{"MAX_BATCH=1"}},
 	}
 	for _, ms := range intervals {
-		all = append(all, System{Name: intervalName(ms), Connector: map[string]string{"poll.interval.ms": ms, "max.batch.size": "2048"}})
+		all = append(all, System{Name: intervalName(ms), Connector: connector(ms)})
 	}
 	return all
 }
 
-const naive = "naive"
+// connector are the settings of one that gathers for so many milliseconds.
+func connector(ms string) map[string]string {
+	return map[string]string{"poll.interval.ms": ms, "max.batch.size": "2048"}
+}
+
+const (
+	naive    = "naive"
+	notified = "relay-notify"
+)
 
 var intervals = []string{"500", "50", "10", "5", "1"} // ms
 
@@ -113,7 +125,7 @@ func (c *Campaign) block(ctx context.Context, part, name string, top int, maximu
 }
 
 func (c *Campaign) rivals(ctx context.Context) error {
-	for _, name := range []string{bench.Poller10, bench.PollerFlag} {
+	for _, name := range []string{bench.Poller10, bench.PollerFlag, notified} {
 		if err := c.block(ctx, bench.PartRivals, name, 3000, true, c.Rates...); err != nil {
 			return err
 		}

@@ -19,8 +19,12 @@
 // Dead index entries are passed by beginning the search a quarter of a second before the last row that was
 // sent; a search a minute back once a second, and one from the very beginning every ten seconds, find what
 // became visible later than that. A batch is produced as one pipelined request, between two round trips to the
-// database. Commits do not wait for the disk: a delete that is lost sends its row again, which may happen
+// database. Commits of the relay do not wait for the disk: a delete that is lost sends its row again, which may happen
 // anyway.
+//
+// [Notify] is Delete that is woken: a trigger sends a notification for each statement that writes into the outbox. That
+// spares the polls of an idle system and the wait for the next one. PostgreSQL lets only one transaction of a whole server commit at a time if they have
+// sent one, the flush of its log included (a lock that PreCommit_Notify takes), so who writes waits for all others who do.
 //
 // What a relay does not give, beside the cost of polling: rows are sent in the order of their ids, not of
 // their commits; nothing can be sent again, because the rows are gone.
@@ -47,6 +51,8 @@ type Design string
 const (
 	// Delete is the best: see the package.
 	Delete Design = "delete"
+	// Notify is Delete, woken by NOTIFY; it polls besides, for what it was not woken for.
+	Notify Design = "notify"
 	// Flag marks rows as sent, has a partial index of those that are not, and locks with SKIP LOCKED.
 	Flag Design = "flag"
 	// Naive sends and deletes one row after the other, waits for each, and pauses also after a full batch.
@@ -58,7 +64,7 @@ type Config struct {
 	Design  Design
 	Pool    *pgxpool.Pool // on a database with an outbox
 	Brokers []string
-	// Every is the time from one poll to the next, unless there was a full batch: then the next is at once.
+	// Every is the time from one poll to the next, unless there was a full batch, or [Notify] is woken: then the next is at once.
 	Every time.Duration
 	Batch int
 	Log   *slog.Logger
@@ -75,6 +81,11 @@ func Prepare(ctx context.Context, pool *pgxpool.Pool, design Design) error {
 	}
 	if design == Flag {
 		statements = append(statements, `ALTER TABLE outbox ADD COLUMN sent boolean NOT NULL DEFAULT false`, `CREATE INDEX outbox_unsent ON outbox (id) WHERE NOT sent`)
+	}
+	if design == Notify {
+		statements = append(statements,
+			`CREATE FUNCTION outbox_wake() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NOTIFY outbox; RETURN NULL; END $$`,
+			`CREATE TRIGGER wake AFTER INSERT ON outbox FOR EACH STATEMENT EXECUTE FUNCTION outbox_wake()`)
 	}
 	for _, sql := range statements {
 		if _, err := pool.Exec(ctx, sql); err != nil {
@@ -129,7 +140,8 @@ func (r *relay) loop(ctx context.Context) (err error) {
 			defer cancel()
 			_, rollback := r.conn.Exec(end, "rollback")
 			_, unlock := r.conn.Exec(end, "SELECT pg_advisory_unlock_all()")
-			err = errors.Join(err, rollback, unlock)
+			_, unlisten := r.conn.Exec(end, "UNLISTEN *")
+			err = errors.Join(err, rollback, unlock, unlisten)
 		}
 	}()
 	if r.cfg.Design != Naive {
@@ -137,7 +149,7 @@ func (r *relay) loop(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	for mine := r.cfg.Design != Delete; !mine && ctx.Err() == nil; {
+	for mine := r.cfg.Design != Delete && r.cfg.Design != Notify; !mine && ctx.Err() == nil; {
 		if err := r.conn.QueryRow(ctx, `SELECT pg_try_advisory_lock(hashtext('relay'))`).Scan(&mine); err != nil {
 			return err
 		}
@@ -145,17 +157,41 @@ func (r *relay) loop(ctx context.Context) (err error) {
 			sleep(ctx, time.Second)
 		}
 	}
+	if r.cfg.Design == Notify {
+		if _, err := r.conn.Exec(ctx, "LISTEN outbox"); err != nil {
+			return err
+		}
+	}
 	for ctx.Err() == nil {
 		begin := time.Now()
 		full, err := r.poll(ctx)
+		if err == nil && !full {
+			err = r.wait(ctx, r.cfg.Every-time.Since(begin))
+		}
 		if err != nil {
 			return err
 		}
-		if !full {
-			sleep(ctx, r.cfg.Every-time.Since(begin))
-		}
 	}
 	return nil
+}
+
+// wait ends after d, or when there is something to do.
+func (r *relay) wait(ctx context.Context, d time.Duration) error {
+	if r.cfg.Design != Notify {
+		sleep(ctx, d)
+		return nil
+	}
+	limited, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	_, err := r.conn.WaitForNotification(limited)
+	cancel()
+	for err == nil { // those that came meanwhile are answered by the same poll
+		_, err = r.conn.WaitForNotification(limited)
+	}
+	if limited.Err() != nil && !r.conn.IsClosed() {
+		return nil
+	}
+	return err
 }
 
 func sleep(ctx context.Context, d time.Duration) {
