@@ -15,6 +15,7 @@ import (
 	"outboxsaga/internal/audit"
 	"outboxsaga/internal/system"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -118,8 +119,9 @@ func runAudit(ctx context.Context, cmd *cobra.Command, o auditOptions) error {
 		m.show(report, err)
 		switch {
 		case err != nil && !watch:
-			return err
+			return unreachable(err)
 		case err != nil:
+			err = unreachable(err)
 			fmt.Fprintln(cmd.ErrOrStderr(), "outboxctl:", err)
 			verdict = exitCode{err, 2}
 		default:
@@ -186,6 +188,14 @@ func printAudit(out io.Writer, r audit.Report, asJSON bool) error {
 		}
 	}
 	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// unreachable adds what to do where a database does not answer.
+func unreachable(err error) error {
+	if errors.As(err, new(*pgconn.ConnectError)) {
+		err = fmt.Errorf("%w: start the system with scripts/up.sh, or set ADMIN_DATABASE_URL, or ORDER_DATABASE_URL, STOCK_DATABASE_URL and PAYMENT_DATABASE_URL", err)
+	}
 	return err
 }
 

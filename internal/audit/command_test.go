@@ -98,7 +98,9 @@ func TestCommand(t *testing.T) {
 	}
 	env := c.env
 	c.env = append(env, "STOCK_DATABASE_URL=postgres://postgres@127.0.0.1:1/none")
-	c.run(2, nil, "audit: read the partitions of stock-service")
+	c.run(2, nil, "audit: read the partitions of stock-service", "start the system with scripts/up.sh, or set ADMIN_DATABASE_URL")
+	c.env = append(env, "PAYMENT_DATABASE_URL=", "ADMIN_DATABASE_URL=") // of another system's three
+	c.run(2, nil, "PAYMENT_DATABASE_URL: it is not set, and ORDER_DATABASE_URL is: set all three, or ADMIN_DATABASE_URL")
 	c.env = append(env, "STOCK_DATABASE_URL=stock")
 	c.run(2, nil, "STOCK_DATABASE_URL: ")
 }
