@@ -23,7 +23,7 @@
 // anyway.
 //
 // [Notify] is Delete that is woken: a trigger sends a notification for each statement that writes into the outbox. That
-// spares the polls of an idle system and the wait for the next one. PostgreSQL lets only one transaction of a whole server commit at a time if they have
+// spares the polls of an idle system and the wait for the next one; where much is written it polls every 5 ms. PostgreSQL lets only one transaction of a whole server commit at a time if they have
 // sent one, the flush of its log included (a lock that PreCommit_Notify takes), so who writes waits for all others who do.
 //
 // What a relay does not give, beside the cost of polling: rows are sent in the order of their ids, not of
@@ -166,7 +166,7 @@ func (r *relay) loop(ctx context.Context) (err error) {
 		begin := time.Now()
 		full, err := r.poll(ctx)
 		if err == nil && !full {
-			err = r.wait(ctx, r.cfg.Every-time.Since(begin))
+			err = r.wait(ctx, begin)
 		}
 		if err != nil {
 			return err
@@ -175,8 +175,12 @@ func (r *relay) loop(ctx context.Context) (err error) {
 	return nil
 }
 
-// wait ends after d, or when there is something to do.
-func (r *relay) wait(ctx context.Context, d time.Duration) error {
+// wokenEvery is how often a relay that is woken polls at most: each poll costs as much as that of another relay.
+const wokenEvery = 5 * time.Millisecond
+
+// wait ends when the next poll is due after one that began then, or when there is something to do.
+func (r *relay) wait(ctx context.Context, begin time.Time) error {
+	d := r.cfg.Every - time.Since(begin)
 	if r.cfg.Design != Notify {
 		sleep(ctx, d)
 		return nil
@@ -185,6 +189,9 @@ func (r *relay) wait(ctx context.Context, d time.Duration) error {
 	defer cancel()
 	_, err := r.conn.WaitForNotification(limited)
 	cancel()
+	if err == nil {
+		sleep(ctx, wokenEvery-time.Since(begin))
+	}
 	for err == nil { // those that came meanwhile are answered by the same poll
 		_, err = r.conn.WaitForNotification(limited)
 	}
