@@ -104,8 +104,14 @@ func (c *checkout) statusIsWell() {
 func TestScripts(t *testing.T) {
 	c := newCheckout(t)
 
+	// The shell of somebody who looks after another system, too.
+	own := c.env
+	elsewhere := append(slices.Clone(own), "CONNECT_URL=http://127.0.0.1:1", "KAFKA_BROKERS=127.0.0.1:1", "ADMIN_DATABASE_URL=postgres://nobody@127.0.0.1:1/postgres",
+		"ORDER_DATABASE_URL=postgres://nobody@127.0.0.1:1/orderdb", "ORDER_URL=http://127.0.0.1:1", "STOCK_URL=http://127.0.0.1:1", "PAYMENT_URL=http://127.0.0.1:1")
+	c.env = elsewhere
 	begin := time.Now()
 	out := c.run(true, "up.sh", "--no-demo")
+	c.env = own
 	t.Logf("up.sh --no-demo: %.1f s", time.Since(begin).Seconds())
 	c.contains(out, "connector orderdb streams", "connector stockdb streams", "connector paymentdb streams", "The system runs")
 	c.contains(out, "goods and money: 100 books")
@@ -125,7 +131,9 @@ func TestScripts(t *testing.T) {
 			t.Errorf("the second instance of stock-service runs: %t", running)
 		}
 	}
+	c.env = elsewhere
 	out = c.run(true, "up.sh", "--replicas", "2")
+	c.env = own
 	second(true)
 	c.contains(out, "bob cannot pay: the books go back", "COMPENSATED")
 	if strings.Contains(out, "goods and money") {
