@@ -30,6 +30,9 @@ deadline=$((SECONDS + timeout))
 
 curl -s -o /dev/null --max-time 5 "$url/" || die "Kafka Connect does not answer at $url: start it (scripts/up.sh), or set CONNECT_PORT or CONNECT_URL"
 
+# A worker that starts knows no path for a moment.
+while [ "$(curl -s -o /dev/null -w '%{http_code}' --max-time 5 "$url/connector-plugins")" = 404 ] && [ $SECONDS -lt $deadline ]; do sleep 0.2; done
+
 # What no connector could work with is said at once, not after a minute of trying.
 CONNECT_URL=$url "$STACK_DIR/bin/outboxctl" check || exit 1
 

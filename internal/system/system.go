@@ -151,7 +151,7 @@ func Build(ctx context.Context, root, dir string, out io.Writer, flags ...string
 	return nil
 }
 
-// provisionTimeout bounds the wait for what hinders a migration, as a transaction that was left open.
+// provisionTimeout bounds what waits for others, as a migration does for a transaction that was left open.
 const provisionTimeout = 2 * time.Minute
 
 // Run provisions and starts a whole system on a stack: engines, services, connectors;
@@ -174,6 +174,9 @@ func Run(ctx context.Context, stack *devstack.Stack, bin string, ports map[strin
 		limited, cancel := context.WithTimeout(group, provisionTimeout)
 		defer cancel()
 		if err := Provision(limited, stack.PostgresURL("postgres"), nil, stack.Brokers(), provision.DefaultReplicas); err != nil {
+			if limited.Err() != nil && group.Err() == nil {
+				err = fmt.Errorf("schema and topics are not ready after %s, start it again if nothing hinders: %w", provisionTimeout, err)
+			}
 			return err
 		}
 		stack.Say("  %-18s ready after %.1f s", "schema, topics", time.Since(begin).Seconds())

@@ -188,15 +188,15 @@ func (r *relay) wait(ctx context.Context, begin time.Time) error {
 	limited, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
 	_, err := r.conn.WaitForNotification(limited)
+	if err != nil && limited.Err() != nil && !r.conn.IsClosed() {
+		return nil // the time is over
+	}
 	cancel()
 	if err == nil {
 		sleep(ctx, wokenEvery-time.Since(begin))
 	}
-	for err == nil { // those that came meanwhile are answered by the same poll
-		_, err = r.conn.WaitForNotification(limited)
-	}
-	if limited.Err() != nil && !r.conn.IsClosed() {
-		return nil
+	for more := err; more == nil; { // the others that are known already are answered by the same poll
+		_, more = r.conn.WaitForNotification(limited)
 	}
 	return err
 }

@@ -28,7 +28,7 @@ var migrations = provision.Migrations{FS: outbox.Migrations, Path: "migrations",
 func TestEveryRowArrivesOnceInOrder(t *testing.T) {
 	for _, cfg := range []relay.Config{
 		{Design: relay.Delete, Every: 5 * time.Millisecond, Batch: 100},
-		{Design: relay.Notify, Every: time.Minute, Batch: 100},
+		{Design: relay.Notify, Every: time.Hour, Batch: 100},
 		{Design: relay.Flag, Every: 5 * time.Millisecond, Batch: 100},
 		{Design: relay.Naive, Every: 20 * time.Millisecond, Batch: 100},
 	} {
