@@ -97,9 +97,10 @@ for file in connectors/*.json; do
     if [ -z "$missing" ]; then
       # Connect says RUNNING also while nothing flows: only PostgreSQL knows whether the slot is used.
       if [ "$(slot "$name" active)" != true ]; then
-        missing="its slot $(slot "$name" slot) is not active ($(slot "$name" wal_status))"
+        state=$(slot "$name" wal_status)
+        missing="its slot $(slot "$name" slot) is not active ($state)"
         # A slot that is gone is made by a start; one that runs without it would try to read it for half an hour.
-        if [ "$(slot "$name" wal_status)" = missing ] && [ $((SECONDS - begun)) -ge 5 ]; then restart "$name" false || true; fi
+        if [ "$state" = missing ] && [ $((SECONDS - begun)) -ge 5 ]; then restart "$name" false || true; fi
       elif [ -e "$answer.$name" ] && [ "$(slot "$name" confirmed)" -lt "$(cat "$answer.$name")" ]; then
         # One that had failed runs for some seconds before it fails again on the same record.
         missing="it has not yet sent what was written before its restart"

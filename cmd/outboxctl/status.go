@@ -60,10 +60,9 @@ of orders. outboxctl saga stuck looks at all, and takes its time.`, newestOrders
 	return c
 }
 
-// status is the state of the whole system.
+// status is the state of the whole system. What could not be asked is not in its maps, and orders is null.
 type status struct {
 	supervisor.Facts
-	// What could not be asked is not in the maps, and orders is null.
 	// Lag in seconds: the age of the oldest event that its consumer's inbox does not have.
 	OldestUnseen map[string]float64 `json:"oldest_unseen_seconds"`
 	UnseenEvents map[string]int     `json:"unseen_events"`

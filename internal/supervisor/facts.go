@@ -213,12 +213,12 @@ func state(all map[string]connect.Status, name string) *Connector {
 	if !known {
 		return &Connector{State: Missing}
 	}
+	if failed := st.Failed(); failed != nil {
+		return &Connector{State: "FAILED", Cause: failed.Cause()}
+	}
 	c := &Connector{State: st.Connector.State}
 	if st.Connector.State == "RUNNING" && len(st.Tasks) == 0 {
 		c.State = Starting
-	}
-	if failed := st.Failed(); failed != nil {
-		return &Connector{State: "FAILED", Cause: failed.Cause()}
 	}
 	for _, one := range append([]connect.State{st.Connector}, st.Tasks...) {
 		if one.State != "RUNNING" && c.State == "RUNNING" {

@@ -23,8 +23,9 @@
 // anyway.
 //
 // [Notify] is Delete that is woken: a trigger sends a notification for each statement that writes into the outbox. That
-// spares the polls of an idle system and the wait for the next one; where much is written it polls every 5 ms. PostgreSQL lets only one transaction of a whole server commit at a time if they have
-// sent one, the flush of its log included (a lock that PreCommit_Notify takes), so who writes waits for all others who do.
+// spares the polls of an idle system and the wait for the next one; where much is written it polls every 5 ms. PostgreSQL
+// lets only one transaction of a whole server commit at a time if they have sent one, the flush of its log included (a lock
+// that PreCommit_Notify takes), so who writes waits for all others who do.
 //
 // What a relay does not give, beside the cost of polling: rows are sent in the order of their ids, not of
 // their commits; nothing can be sent again, because the rows are gone.
@@ -64,7 +65,7 @@ type Config struct {
 	Design  Design
 	Pool    *pgxpool.Pool // on a database with an outbox
 	Brokers []string
-	// Every is the time from one poll to the next, unless there was a full batch, or [Notify] is woken: then the next is at once.
+	// Every is the time from one poll to the next, unless there was a full batch, or [Notify] is woken: then the next is at once, but not within 5 ms.
 	Every time.Duration
 	Batch int
 	Log   *slog.Logger
@@ -187,18 +188,19 @@ func (r *relay) wait(ctx context.Context, begin time.Time) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, d)
 	defer cancel()
-	_, err := r.conn.WaitForNotification(limited)
-	if err != nil && limited.Err() != nil && !r.conn.IsClosed() {
-		return nil // the time is over
+	if _, err := r.conn.WaitForNotification(limited); err != nil {
+		if limited.Err() != nil && !r.conn.IsClosed() { // the time is over
+			return nil
+		}
+		return err
 	}
+	sleep(ctx, wokenEvery-time.Since(begin))
 	cancel()
-	if err == nil {
-		sleep(ctx, wokenEvery-time.Since(begin))
+	for known := true; known; { // the others that are known already are answered by the same poll
+		_, err := r.conn.WaitForNotification(limited)
+		known = err == nil
 	}
-	for more := err; more == nil; { // the others that are known already are answered by the same poll
-		_, more = r.conn.WaitForNotification(limited)
-	}
-	return err
+	return nil
 }
 
 func sleep(ctx context.Context, d time.Duration) {
