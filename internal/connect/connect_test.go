@@ -198,8 +198,11 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 	}
 
 	// A slot that was dropped, and nobody but the script to mend it: the connector says RUNNING.
-	admin(t, s, "orderdb", `SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'outbox_orderdb'`)
-	admin(t, s, "orderdb", `SELECT pg_sleep(0.05), pg_drop_replication_slot('outbox_orderdb')`)
+	admin(t, s, "orderdb", `DO $$ BEGIN
+		PERFORM pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = 'outbox_orderdb';
+		WHILE EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = 'outbox_orderdb' AND active) LOOP PERFORM pg_sleep(0.01); END LOOP;
+		PERFORM pg_drop_replication_slot('outbox_orderdb');
+	END $$`)
 	if out, err := register(); err != nil || strings.Count(out, "streams") != 3 {
 		t.Errorf("without its slot: %v: %s", err, out)
 	}
