@@ -92,4 +92,5 @@ if [ $# = 0 ]; then
   step "staticcheck, and the model check (every reachable state of the saga)"
   result checks || status=1
 fi
+if [ $status = 0 ]; then step "passed"; else step "FAILED: see above"; fi
 exit $status

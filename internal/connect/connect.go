@@ -207,7 +207,7 @@ func (c Client) call(ctx context.Context, method, path string, body []byte, out 
 		req.Header.Set("Content-Type", "application/json")
 		res, err := http.DefaultClient.Do(req)
 		if err != nil {
-			return fmt.Errorf("Kafka Connect does not answer: start it, or set CONNECT_URL: %w", err)
+			return fmt.Errorf("no answer of Kafka Connect: start it, or set CONNECT_URL: %w", err)
 		}
 		text, err := io.ReadAll(io.LimitReader(res.Body, 4<<20))
 		res.Body.Close()

@@ -388,7 +388,7 @@ func TestNoWorker(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	_, err := connect.Client{URL: "http://127.0.0.1:1"}.Status(ctx, "orderdb")
-	if err == nil || !strings.Contains(err.Error(), "Kafka Connect does not answer: start it, or set CONNECT_URL") {
+	if err == nil || !strings.Contains(err.Error(), "no answer of Kafka Connect: start it, or set CONNECT_URL") {
 		t.Error(err)
 	}
 }
