@@ -19,7 +19,8 @@ type Config struct {
 	Pool *pgxpool.Pool
 	// Brokers are the seed brokers, host:port. Required.
 	Brokers []string
-	// Group is the consumer group. Required. One inbox table serves one group.
+	// Group is the consumer group. Required. An inbox belongs to one group, the first that handles an event with it: another one would
+	// skip what that one has handled, and waits instead, not [Consumer.Ready].
 	Group string
 	// Topics are consumed from the start where the group has no offset. Required.
 	Topics []string

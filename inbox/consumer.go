@@ -66,6 +66,7 @@ type Consumer struct {
 	until  time.Time
 	clock  time.Time // the database's, or this machine's if that was later
 	read   time.Time // when since, until and clock were read
+	owner  bool      // the inbox is known to be this group's
 
 	next     map[partition]int64 // of partitions that brought records: the offset after the last one
 	rejoined time.Time           // topics that were made anew
@@ -500,8 +501,30 @@ func (c *Consumer) canCommit() bool {
 	return err == nil
 }
 
+// own has the inbox belong to this group, unless it is another one's: that would never handle what this one has.
+func (c *Consumer) own(ctx context.Context) error {
+	if c.owner {
+		return nil
+	}
+	if _, err := c.cfg.Pool.Exec(ctx, `INSERT INTO inbox_group (name) VALUES ($1) ON CONFLICT DO NOTHING`, c.cfg.Group); err != nil {
+		return errorf("whose the inbox is", err)
+	}
+	var name string
+	if err := c.cfg.Pool.QueryRow(ctx, `SELECT name FROM inbox_group`).Scan(&name); err != nil {
+		return errorf("whose the inbox is", err)
+	}
+	if name != c.cfg.Group {
+		return fmt.Errorf("inbox: it belongs to the consumer group %q, and %q would skip what that one has handled: give it a database of its own; or, if it takes that one's place, UPDATE inbox_group SET name = '%[2]s'", name, c.cfg.Group)
+	}
+	c.owner = true
+	return nil
+}
+
 // remember reads which ids the inbox can judge, and rejects events that it cannot.
 func (c *Consumer) remember(ctx context.Context, batch []*item) error {
+	if err := c.own(ctx); err != nil {
+		return err
+	}
 	asked := false
 	ask := func() error {
 		asked = true

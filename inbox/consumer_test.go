@@ -611,6 +611,41 @@ func TestAFaultIsWaitedOut(t *testing.T) {
 	})
 }
 
+// Another group would take what the first has handled for repetitions: it handles nothing, and no event is lost for it.
+func TestAnInboxBelongsToOneGroup(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Each = r.each
+	_, stop := r.start(cfg)
+	r.send(event("k", "first"))
+	r.eventually(1, effects)
+	stop()
+
+	faults := make(chan error, 1000)
+	other := cfg
+	other.Group += "-other"
+	other.Hooks.Fault = func(err error) { faults <- err }
+	c, _ := r.start(other)
+	r.send(event("k", "second"))
+	want := fmt.Sprintf("belongs to the consumer group %q", cfg.Group)
+	for range 2 {
+		if err := <-faults; !strings.Contains(err.Error(), want) {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("ready: %v", err)
+	}
+	if n := len(r.strings(effects)); n != 1 {
+		t.Errorf("%d effects, want that of the group that the inbox belongs to", n)
+	}
+	r.exec(fmt.Sprintf(`UPDATE inbox_group SET name = '%s'`, other.Group)) // as the error says
+	if got := r.eventually(2, effects); got[1] != "second" {
+		t.Errorf("effects %q", got)
+	}
+}
+
 // No event is to blame for a connection that cannot be had, whatever the pool's own code says of it.
 func TestAConnectionThatCannotBeHadIsWaitedOut(t *testing.T) {
 	t.Parallel()

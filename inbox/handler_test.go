@@ -529,6 +529,7 @@ func TestRights(t *testing.T) {
 			GRANT SELECT, INSERT ON outbox TO %[1]s;
 			GRANT SELECT, INSERT, DELETE ON inbox TO %[1]s;
 			GRANT SELECT, INSERT, UPDATE ON dead_letters TO %[1]s;
+			GRANT SELECT, INSERT ON inbox_group TO %[1]s;
 			GRANT EXECUTE ON FUNCTION event_partitions_prepare(text, integer, integer), event_partitions_drop(text, interval) TO %[1]s;
 			GRANT SELECT, INSERT ON effects TO %[1]s;
 			GRANT USAGE ON SEQUENCE effects_n_seq TO %[1]s`, role))

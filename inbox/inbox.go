@@ -24,7 +24,7 @@
 // is already visible in the sender's database.
 //
 // The tables come with [Migrations], which build on those of package outbox. One
-// inbox belongs to one consumer group. An event older than the inbox's first
+// inbox belongs to one consumer group (table inbox_group). An event older than the inbox's first
 // partition cannot be proven new and becomes a dead letter. Call [PreparePartitions]
 // at least once a day: without a partition for an event's id the consumer waits.
 // docs/libraries.md has the rights that a service needs, and what a handler may do.

@@ -1,0 +1,16 @@
+-- The consumer group that the inbox belongs to. A second one would take what the first has handled for repetitions, and skip it.
+CREATE TABLE inbox_group (
+    one  boolean NOT NULL PRIMARY KEY DEFAULT true CHECK (one),
+    name text    NOT NULL CHECK (name <> '')
+);
+
+-- Who could work with the inbox still can.
+DO $$
+DECLARE
+    grantee oid;
+BEGIN
+    FOR grantee IN SELECT a.grantee FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = 'inbox'::regclass
+        AND a.privilege_type = 'INSERT' AND a.grantee NOT IN (0, c.relowner) LOOP
+        EXECUTE format('GRANT SELECT, INSERT ON inbox_group TO %s', grantee::regrole);
+    END LOOP;
+END $$;
