@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -26,17 +25,17 @@ type connectorOptions struct {
 	timeout                time.Duration
 }
 
-// newConnectorsCommand is for containers, which have no shell; people use
-// scripts/register-connectors.sh.
 func newConnectorsCommand() *cobra.Command {
 	var o connectorOptions
 	c := &cobra.Command{Use: "connectors", Short: "Register connectors, and check that they stream"}
 	c.PersistentFlags().StringVar(&o.dir, "dir", "connectors", "folder of the connectors' files")
-	c.PersistentFlags().StringVar(&o.connect, "connect", os.Getenv("CONNECT_URL"), "address of Kafka Connect (CONNECT_URL)")
-	c.PersistentFlags().StringVar(&o.database, "database", os.Getenv("CONNECTOR_DATABASE_URL"), "URL of PostgreSQL for a role that may log in to the connectors' databases (CONNECTOR_DATABASE_URL), but for those with a variable of their own (ORDER_DATABASE_URL, STOCK_DATABASE_URL, PAYMENT_DATABASE_URL)")
+	c.PersistentFlags().StringVar(&o.connect, "connect", "", "address of a Connect worker (the first of CONNECT_URL, or the local stack's)")
+	c.PersistentFlags().StringVar(&o.database, "database", "", "URL of PostgreSQL for a role that may log in to the connectors' databases (CONNECTOR_DATABASE_URL or ADMIN_DATABASE_URL, but for those with a variable of their own: ORDER_DATABASE_URL, STOCK_DATABASE_URL, PAYMENT_DATABASE_URL; or the local stack's)")
 	c.PersistentFlags().DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait")
 	c.AddCommand(
 		&cobra.Command{Use: "register", Short: "Register the connectors and wait until each streams", Args: cobra.NoArgs,
+			Long: `Register the connectors, or change them to what their files say, and wait until each streams: its tasks are RUNNING and its
+replication slot is active. What has failed, or has lost its slot, is started again, once; else it fails with the connector's own error.`,
 			RunE: func(cmd *cobra.Command, _ []string) error { return connectors(cmd, o, true) }},
 		&cobra.Command{Use: "check", Short: "Succeed if the worker works and every connector streams", Args: cobra.NoArgs,
 			Long: `Succeed if the worker works, every connector is RUNNING with its slot active, and, where KAFKA_BROKERS is set,
@@ -66,16 +65,27 @@ func becomeWorker(cmd *cobra.Command, args []string) error {
 }
 
 func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
-	if o.connect == "" {
-		return errors.New("set CONNECT_URL (http://host:8083)")
-	}
 	files, err := connect.Files(o.dir)
 	if err != nil {
 		return err
 	}
+	client := connect.Client{URL: strings.TrimSuffix(o.connect, "/")}
+	if client.URL == "" {
+		workers, err := connectWorkers(cmd)
+		if err != nil {
+			return err
+		}
+		client.URL = workers[0]
+	}
+	databases := make([]string, len(files))
+	for i, f := range files {
+		var variable string
+		if databases[i], variable, err = o.databaseURL(cmd, f.Name); err != nil {
+			return fmt.Errorf("%s: %w", variable, err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 	defer cancel()
-	client := connect.Client{URL: strings.TrimSuffix(o.connect, "/")}
 	var all errgroup.Group
 	if !register {
 		if err := system.Ask(ctx, client.URL+"/health"); err != nil {
@@ -83,37 +93,61 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 		}
 		all.Go(func() error { return checkKafka(ctx, os.Getenv("KAFKA_BROKERS"), files) })
 	}
-	for _, f := range files {
+	for i, f := range files {
 		all.Go(func() error {
-			database, variable, err := databaseAt(f.Name, "CONNECTOR_DATABASE_URL", o.database)
-			if cmd.Flags().Changed("database") { // it is for all
-				database, variable, err = onServer(o.database, f.Name, "--database")
+			slot := provision.Database{Name: f.Name}.Slot()
+			if !register {
+				return client.WaitStreaming(ctx, f.Name, databases[i], slot)
 			}
-			if err == nil && database == "" {
-				err = errors.New("it is not set, nor is CONNECTOR_DATABASE_URL (postgres://user:password@host:5432/), which is for all")
-			}
-			if err != nil {
-				return fmt.Errorf("%s: %w", variable, err)
-			}
-			upto := ""
-			if register {
-				if err := put(ctx, client, f); err != nil {
-					return err
-				}
-				if upto, err = client.RestartFailed(ctx, f.Name, database); err != nil {
-					return fmt.Errorf("connector %s: %w", f.Name, err)
-				}
-			}
-			if err := client.WaitSent(ctx, f.Name, database, provision.Database{Name: f.Name}.Slot(), upto); err != nil {
+			if err := client.Register(ctx, f, databases[i], slot); err != nil {
 				return err
 			}
-			if register {
-				fmt.Fprintf(cmd.OutOrStdout(), "connector %s streams\n", f.Name)
-			}
+			fmt.Fprintf(cmd.OutOrStdout(), "  connector %s streams\n", f.Name)
 			return nil
 		})
 	}
-	return all.Wait()
+	err = all.Wait()
+	if register && errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("%w; %s", err, o.workersSay(cmd))
+	}
+	return err
+}
+
+// databaseURL is where a connector's database is, and the variable that may say so.
+func (o connectorOptions) databaseURL(cmd *cobra.Command, database string) (address, variable string, err error) {
+	if o.database != "" { // it is for all
+		return onServer(o.database, database, "--database")
+	}
+	if all := os.Getenv("CONNECTOR_DATABASE_URL"); all != "" {
+		return databaseAt(database, "CONNECTOR_DATABASE_URL", all)
+	}
+	return databaseURL(cmd, database)
+}
+
+// workersSay is the newest cause in the logs of the local stack's workers, or what else to read: a connector that tries again and
+// again says nothing in its status.
+func (o connectorOptions) workersSay(cmd *cobra.Command) string {
+	const elsewhere = "the worker's log has more"
+	if o.connect != "" || os.Getenv("CONNECT_URL") != "" {
+		return elsewhere
+	}
+	local, err := openStack(cmd)
+	if err != nil {
+		return elsewhere
+	}
+	var logs []string
+	cause := ""
+	for _, name := range local.WorkerNames() {
+		log := local.LogFile(name)
+		logs = append(logs, log)
+		text, _ := os.ReadFile(log) // it may not be there
+		for line := range strings.Lines(string(text)) {
+			if after, is := strings.CutPrefix(line, "Caused by: "); is {
+				cause = "the worker says: " + strings.TrimSpace(after) + "; "
+			}
+		}
+	}
+	return cause + "log: " + strings.Join(logs, ", ")
 }
 
 // checkKafka is nil if a broker, host:port with commas between, answers and every connector beats, and where no broker is
@@ -135,21 +169,4 @@ func checkKafka(ctx context.Context, brokers string, files []connect.File) error
 		names[i] = f.Name
 	}
 	return connect.CheckBeats(ctx, kadm.NewClient(client), names...)
-}
-
-// put registers a connector with a worker that may still be starting.
-func put(ctx context.Context, client connect.Client, f connect.File) error {
-	for {
-		err := client.Put(ctx, f)
-		var down *url.Error
-		// A worker that is starting refuses the connection, and then for a moment knows no path.
-		if err == nil || !errors.As(err, &down) && !errors.Is(err, connect.ErrNotFound) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("connector %s: %w", f.Name, err)
-		case <-time.After(300 * time.Millisecond):
-		}
-	}
 }

@@ -18,8 +18,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // Client is a client of one worker, which speaks for its cluster.
@@ -246,93 +244,5 @@ func (c Client) call(ctx context.Context, method, path string, body []byte, out 
 			return fmt.Errorf("%s %s: the answer of Kafka Connect is not understood: %w", method, path, err)
 		}
 		return nil
-	}
-}
-
-// RestartFailed starts again what of the connector has failed, perhaps long ago: Connect does not, nor when it is told the same
-// settings anew. upto is where the log of the database of url ended before that; empty: nothing had failed.
-func (c Client) RestartFailed(ctx context.Context, name, url string) (upto string, err error) {
-	s, err := c.Status(ctx, name)
-	if err != nil || s.Failed() == nil {
-		if errors.Is(err, ErrNotFound) { // it is that new
-			err = nil
-		}
-		return "", err
-	}
-	conn, err := pgx.Connect(ctx, url)
-	if err != nil {
-		return "", err
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_lsn()::text`).Scan(&upto); err != nil {
-		return "", err
-	}
-	if err := c.Restart(ctx, name, true); err != nil {
-		return "", err
-	}
-	select { // until the state says so
-	case <-ctx.Done():
-	case <-time.After(time.Second):
-	}
-	return upto, nil
-}
-
-// WaitStreaming returns when the connector and its tasks are RUNNING and slot is
-// active in the database of url. A FAILED task is an error at once, with its cause.
-func (c Client) WaitStreaming(ctx context.Context, name, url, slot string) error {
-	return c.WaitSent(ctx, name, url, slot, "")
-}
-
-// WaitSent is [Client.WaitStreaming], and the slot must have confirmed the log up to a position, if that is not empty: a task that had
-// failed runs for some seconds before it fails again on the same record.
-func (c Client) WaitSent(ctx context.Context, name, url, slot, upto string) error {
-	conn, err := pgx.Connect(ctx, url)
-	if err != nil {
-		return fmt.Errorf("connector %s: %w", name, err)
-	}
-	defer conn.Close(context.WithoutCancel(ctx))
-	missing := ""
-	for {
-		s, err := c.Status(ctx, name)
-		switch {
-		case errors.Is(err, ErrNotFound):
-			missing = "it has no task yet"
-		case err != nil && ctx.Err() != nil && missing != "": // what was missing before says more than that time is over
-		case err != nil:
-			missing = err.Error()
-		default:
-			missing = ""
-			if len(s.Tasks) == 0 {
-				missing = "it has no task yet"
-			}
-			if failed := s.Failed(); failed != nil {
-				return fmt.Errorf("connector %s failed: %s", name, failed.Cause())
-			}
-			for _, state := range append(s.Tasks, s.Connector) {
-				if state.State != "RUNNING" {
-					missing = "it is " + state.State
-				}
-			}
-		}
-		if missing == "" {
-			var active, sent bool
-			err := conn.QueryRow(ctx, `SELECT coalesce(bool_or(active), false), coalesce(bool_or(confirmed_flush_lsn >= coalesce(nullif($2, ''), '0/0')::pg_lsn), false)
-				FROM pg_replication_slots WHERE slot_name = $1`, slot, upto).Scan(&active, &sent)
-			switch {
-			case err != nil && ctx.Err() == nil:
-				return fmt.Errorf("connector %s: %w", name, err)
-			case active && sent:
-				return nil
-			case active:
-				missing = "it has not yet sent what was written before its restart"
-			default:
-				missing = "its slot " + slot + " is not active"
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("connector %s does not stream: %s: %w", name, missing, ctx.Err())
-		case <-time.After(25 * time.Millisecond):
-		}
 	}
 }

@@ -127,10 +127,7 @@ func Register(ctx context.Context, stack *devstack.Stack) error {
 	var all errgroup.Group
 	for _, f := range files {
 		all.Go(func() error {
-			if err := client.Put(ctx, f); err != nil {
-				return err
-			}
-			return client.WaitStreaming(ctx, f.Name, stack.PostgresURL(f.Name), provision.Database{Name: f.Name}.Slot())
+			return client.Register(ctx, f, stack.PostgresURL(f.Name), provision.Database{Name: f.Name}.Slot())
 		})
 	}
 	return all.Wait()
