@@ -40,7 +40,8 @@ type Config struct {
 	// the event, an error is logged and the row in dead_letters is all. Default: none; the row is all.
 	DeadLetter func(DeadLetter) (outbox.Event, error)
 
-	// MaxBatch is the most events in one transaction. Default 500.
+	// MaxBatch is the most events in one transaction. Default 500; with Each 64, for each event is a subtransaction then. PostgreSQL keeps
+	// the ids of 64 of a transaction at hand ("Subtransactions" in its manual); for more, everybody who meets its rows looks them up.
 	MaxBatch int
 	// MaxAttempts is how often an event is tried, alone, when its handler fails with an error
 	// that is neither [Permanent] nor a fault of the database; then it is a dead letter.
@@ -118,6 +119,9 @@ func (c *Config) validate() error {
 		if f.value < 0 {
 			return fmt.Errorf("inbox: Config.%s is negative: leave it 0 for the default", f.name)
 		}
+	}
+	if c.Each != nil {
+		setDefault(&c.MaxBatch, 64)
 	}
 	setDefault(&c.MaxBatch, 500)
 	setDefault(&c.MaxAttempts, 8)

@@ -27,7 +27,7 @@ import (
 // rig is a database with an effects table, a topic, and handlers whose effect is one
 // row an event. What an event does is said by its payload.
 type rig struct {
-	t     *testing.T
+	t     testing.TB
 	pool  *pgxpool.Pool // the consumer's
 	look  *pgxpool.Pool // the test's own
 	topic string
@@ -41,7 +41,7 @@ type rig struct {
 	tries map[string]int // payload → how often it was handled
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	url, brokers := database(t), brokers(t)
 	var pools [2]*pgxpool.Pool
@@ -253,6 +253,14 @@ func (r *rig) haveCommitsWait() (end func()) {
 	}
 }
 
+// loseOffsets has the group begin again, at the start of its topics. None of its members may run.
+func (r *rig) loseOffsets(cfg inbox.Config) {
+	r.t.Helper()
+	if gone, err := kadm.NewClient(r.kafka).DeleteGroup(r.t.Context(), cfg.Group); err != nil || gone.Err != nil {
+		r.t.Fatal(err, gone.Err)
+	}
+}
+
 // eventually waits until sql returns want rows, of text.
 func (r *rig) eventually(want int, sql string) []string {
 	r.t.Helper()
@@ -286,7 +294,7 @@ func TestARecordDeliveredFiveTimesHasOneEffect(t *testing.T) {
 		r.eventually(3, effects)
 		stop()
 		// And once more after offsets were lost.
-		cfg.Group += "-again"
+		r.loseOffsets(cfg)
 		r.start(cfg)
 		r.send(event("k", "end"))
 		got := r.eventually(4, effects)
@@ -459,7 +467,7 @@ func TestPoisonGoesAsideAndThePartitionMovesOn(t *testing.T) {
 		r.eventually(len(poison), `SELECT error FROM dead_letters`)
 		stop()
 		// Read again from the start: nothing is put aside twice.
-		cfg.Group += "-again"
+		r.loseOffsets(cfg)
 		r.start(cfg)
 		r.send(event("k", "good end"))
 		r.eventually(len(poison)+1, effects)

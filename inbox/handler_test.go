@@ -577,7 +577,7 @@ func TestADeadLetterThatComesAgain(t *testing.T) {
 		r.eventually(1, `SELECT id::text FROM dead_letters`)
 		stop()
 		r.exec(`DELETE FROM inbox; UPDATE dead_letters SET recorded = false`)
-		cfg.Group += "-again"
+		r.loseOffsets(cfg)
 		r.start(cfg)
 		r.send(event("k", "last"))
 		r.eventually(1, effects)

@@ -70,7 +70,7 @@ func TestAnEventOlderThanTheInboxRemembersHasNoEffect(t *testing.T) {
 			t.Fatalf("%d partitions were made again (%v)", made, err)
 		}
 		stop()
-		cfg.Group += "-again"
+		r.loseOffsets(cfg)
 		_, stop = r.start(cfg)
 		r.send(event("new", "the end"))
 		got := r.eventually(4, effects)

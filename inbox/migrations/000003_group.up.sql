@@ -7,10 +7,10 @@ CREATE TABLE inbox_group (
 -- Who could work with the inbox still can.
 DO $$
 DECLARE
-    grantee oid;
+    grantee text;
 BEGIN
-    FOR grantee IN SELECT a.grantee FROM pg_class c, aclexplode(c.relacl) a WHERE c.oid = 'inbox'::regclass
-        AND a.privilege_type = 'INSERT' AND a.grantee NOT IN (0, c.relowner) LOOP
-        EXECUTE format('GRANT SELECT, INSERT ON inbox_group TO %s', grantee::regrole);
+    FOR grantee IN SELECT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END FROM pg_class c, aclexplode(c.relacl) a
+        WHERE c.oid = 'inbox'::regclass AND a.privilege_type = 'INSERT' AND a.grantee <> c.relowner LOOP
+        EXECUTE format('GRANT SELECT, INSERT ON inbox_group TO %s', grantee);
     END LOOP;
 END $$;

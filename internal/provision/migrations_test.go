@@ -166,6 +166,14 @@ func TestMigrateBesideOthers(t *testing.T) {
 		t.Error(err)
 	}
 
+	// An older program, which does not have the newest file.
+	second := of["2_column.up.sql"]
+	delete(of, "2_column.up.sql")
+	if err := migrate(t.Context()); err != nil {
+		t.Error(err)
+	}
+	of["2_column.up.sql"] = second
+
 	// The process ended in the middle.
 	if _, err := db.Exec(t.Context(), `UPDATE t_migrations SET dirty = true`); err != nil {
 		t.Fatal(err)

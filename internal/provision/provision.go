@@ -277,7 +277,7 @@ const lockWait, lockPause = "500ms", time.Second
 
 // Migrate brings a database to the newest version of each of the migrations, in their
 // order, as role (empty: as the URL's own). Where others use a table for long it tries again until ctx is over. Each file is one
-// transaction: one that failed leaves nothing behind.
+// transaction: one that failed leaves nothing behind. A database that a later program has migrated is left as it is.
 func Migrate(ctx context.Context, databaseURL, role string, migrations ...Migrations) error {
 	config, err := pgx.ParseConfig(databaseURL)
 	if err != nil {
@@ -322,6 +322,8 @@ func up(ctx context.Context, config *pgx.ConnConfig, m Migrations) error {
 	var failed migratedb.Error // of a file: what else the driver does fails with a pointer to one
 	switch {
 	case err == nil || errors.Is(err, migrate.ErrNoChange):
+		return ctx.Err()
+	case errors.Is(err, fs.ErrNotExist): // a version that these files do not know is a later program's, which only adds
 		return ctx.Err()
 	case errors.As(err, &dirty):
 		undone := fmt.Sprintf("UPDATE %s SET version = %d, dirty = false", m.Table, dirty.Version-1)
