@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Registers the connectors in connectors/*.json with Kafka Connect, or changes them to what the files say,
 # and waits until every one streams: its tasks are RUNNING and its replication slot is active.
-# What has failed, or has lost its slot, is started again; it fails with the connector's own error otherwise.
+# What has failed, or whose slot is missing, is started again; it fails with the connector's own error otherwise.
 # It may be run at any time.
 #
 #   CONNECT_URL=http://127.0.0.1:8083 scripts/register-connectors.sh
@@ -34,4 +34,4 @@ while [ "$(curl -s -o /dev/null -w '%{http_code}' --max-time 5 "$url/connector-p
 
 # What no connector could work with is said at once, not after a minute of trying.
 CONNECT_URL=$url "$STACK_DIR/bin/outboxctl" check
-"$STACK_DIR/bin/outboxctl" connectors register --timeout "$((deadline > SECONDS ? deadline - SECONDS : 1))s"
+env -u CONNECTOR_DATABASE_URL "$STACK_DIR/bin/outboxctl" connectors register --timeout "$((deadline > SECONDS ? deadline - SECONDS : 1))s"

@@ -8,7 +8,7 @@
 # --no-demo places no orders; the goods and the money are there, for orders of your own.
 #
 # --brokers 3 --workers 2 --replicas 2: Kafka with three copies of everything, two Connect workers, two instances of
-# each service; any one process may then be gone. Numbers that are not given stay as they were, at first 1.
+# each service; any one process but PostgreSQL may then be gone. Numbers that are not given stay as they were, at first 1.
 #
 # STACK_DIR (.stack) holds all state. Ports: POSTGRES_PORT 5432, KAFKA_PORT 9092, KAFKA_CONTROLLER_PORT 9093, CONNECT_PORT 8083,
 # ORDER_PORT 8080, STOCK_PORT 8081, PAYMENT_PORT 8082, SUPERVISOR_PORT (the one after CONNECT_PORT, or any that
@@ -48,7 +48,7 @@ echo "building"
 go build -trimpath -o "$STACK_DIR/bin/" ./cmd/outboxctl ./order-service ./stock-service ./payment-service
 
 # ours CMD...: runs it for this stack. Variables that say where another system is are not for it.
-ours() { env -u CONNECT_URL -u KAFKA_BROKERS -u ADMIN_DATABASE_URL -u ORDER_DATABASE_URL -u STOCK_DATABASE_URL -u PAYMENT_DATABASE_URL -u ORDER_URL -u STOCK_URL -u PAYMENT_URL "$@"; }
+ours() { env -u CONNECT_URL -u KAFKA_BROKERS -u ADMIN_DATABASE_URL -u CONNECTOR_DATABASE_URL -u ORDER_DATABASE_URL -u STOCK_DATABASE_URL -u PAYMENT_DATABASE_URL -u ORDER_URL -u STOCK_URL -u PAYMENT_URL "$@"; }
 
 shown=${STACK_DIR#"$PWD"/} # like scripts/, from here
 echo "starting (logs are in $shown/logs)"

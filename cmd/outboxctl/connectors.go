@@ -13,6 +13,7 @@ import (
 	"outboxsaga/internal/scheduling"
 	"outboxsaga/internal/system"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/spf13/cobra"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -35,7 +36,7 @@ func newConnectorsCommand() *cobra.Command {
 	c.AddCommand(
 		&cobra.Command{Use: "register", Short: "Register the connectors and wait until each streams", Args: cobra.NoArgs,
 			Long: `Register the connectors, or change them to what their files say, and wait until each streams: its tasks are RUNNING and its
-replication slot is active. What has failed, or has lost its slot, is started again, once; else it fails with the connector's own error.`,
+replication slot is active. What has failed, or whose slot is missing, is started again, once; else it fails with the connector's own error.`,
 			RunE: func(cmd *cobra.Command, _ []string) error { return connectors(cmd, o, true) }},
 		&cobra.Command{Use: "check", Short: "Succeed if the worker works and every connector streams", Args: cobra.NoArgs,
 			Long: `Succeed if the worker works, every connector is RUNNING with its slot active, and, where KAFKA_BROKERS is set,
@@ -107,7 +108,7 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 		})
 	}
 	err = all.Wait()
-	if register && errors.Is(err, context.DeadlineExceeded) {
+	if register && errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*pgconn.ConnectError)) {
 		err = fmt.Errorf("%w; %s", err, o.workersSay(cmd))
 	}
 	return err
@@ -121,7 +122,10 @@ func (o connectorOptions) databaseURL(cmd *cobra.Command, database string) (addr
 	if all := os.Getenv("CONNECTOR_DATABASE_URL"); all != "" {
 		return databaseAt(database, "CONNECTOR_DATABASE_URL", all)
 	}
-	return databaseURL(cmd, database)
+	if address, variable, err = databaseURL(cmd, database); err != nil {
+		err = fmt.Errorf("%w (or set CONNECTOR_DATABASE_URL, postgres://user:password@host:5432/, which is for all)", err)
+	}
+	return address, variable, err
 }
 
 // workersSay is the newest cause in the logs of the local stack's workers, or what else to read: a connector that tries again and
@@ -138,6 +142,9 @@ func (o connectorOptions) workersSay(cmd *cobra.Command) string {
 	var logs []string
 	cause := ""
 	for _, name := range local.WorkerNames() {
+		if _, runs := local.PID(name); !runs { // another worker has its port
+			return elsewhere
+		}
 		log := local.LogFile(name)
 		logs = append(logs, log)
 		text, _ := os.ReadFile(log) // it may not be there

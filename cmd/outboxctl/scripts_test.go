@@ -106,7 +106,7 @@ func TestScripts(t *testing.T) {
 
 	// The shell of somebody who looks after another system, too.
 	own := c.env
-	elsewhere := append(slices.Clone(own), "CONNECT_URL=http://127.0.0.1:1", "KAFKA_BROKERS=127.0.0.1:1", "ADMIN_DATABASE_URL=postgres://nobody@127.0.0.1:1/postgres",
+	elsewhere := append(slices.Clone(own), "CONNECT_URL=http://127.0.0.1:1", "KAFKA_BROKERS=127.0.0.1:1", "ADMIN_DATABASE_URL=postgres://nobody@127.0.0.1:1/postgres", "CONNECTOR_DATABASE_URL=postgres://nobody@127.0.0.1:1/postgres",
 		"ORDER_DATABASE_URL=postgres://nobody@127.0.0.1:1/orderdb", "ORDER_URL=http://127.0.0.1:1", "STOCK_URL=http://127.0.0.1:1", "PAYMENT_URL=http://127.0.0.1:1")
 	c.env = elsewhere
 	begin := time.Now()

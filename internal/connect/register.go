@@ -65,10 +65,10 @@ func (c Client) wait(ctx context.Context, name, database, slot string, mend bool
 		case now.failed != nil && !mendable:
 			return fmt.Errorf("connector %s failed: %s", name, now.failed.Cause())
 		case now.failed != nil, now.noSlot && mendable && time.Since(begin) > slotMakes:
-			if restarted, err = c.restart(ctx, conn, name, now.failed != nil); err != nil {
-				return fmt.Errorf("connector %s: %w", name, err)
-			}
 			missing = "it has just been started again"
+			if restarted, err = c.restart(ctx, conn, name, now.failed != nil); err != nil { // once more
+				missing = "to start it again: " + err.Error()
+			}
 		case now.missing == "":
 			return nil
 		default:

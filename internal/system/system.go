@@ -117,8 +117,10 @@ func Provision(ctx context.Context, superuser string, password func(role string)
 	return both.Wait()
 }
 
-// Register registers the checkout's connectors and waits until each streams.
+// Register registers the checkout's connectors and waits until each streams, for two minutes at most.
 func Register(ctx context.Context, stack *devstack.Stack) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
 	files, err := connect.Files(filepath.Join(stack.Root(), "connectors"))
 	if err != nil {
 		return err
