@@ -173,6 +173,9 @@ func TestMigrateBesideOthers(t *testing.T) {
 		t.Error(err)
 	}
 	of["2_column.up.sql"] = second
+	if err := provision.Migrate(t.Context(), url, "", files(nil)); err == nil || !strings.Contains(err.Error(), "no files") {
+		t.Errorf("without files: %v", err)
+	}
 
 	// The process ended in the middle.
 	if _, err := db.Exec(t.Context(), `UPDATE t_migrations SET dirty = true`); err != nil {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"path"
 	"time"
 
 	"outboxsaga/outbox"
@@ -323,8 +324,11 @@ func up(ctx context.Context, config *pgx.ConnConfig, m Migrations) error {
 	switch {
 	case err == nil || errors.Is(err, migrate.ErrNoChange):
 		return ctx.Err()
-	case errors.Is(err, fs.ErrNotExist): // a version that these files do not know is a later program's, which only adds
-		return ctx.Err()
+	case errors.Is(err, fs.ErrNotExist):
+		if files, globErr := fs.Glob(m.FS, path.Join(m.Path, "*.up.sql")); globErr != nil || len(files) == 0 {
+			return fmt.Errorf("no files NUMBER_name.up.sql in the folder %q: %w", m.Path, errors.Join(err, globErr))
+		}
+		return ctx.Err() // a version that these files do not know is a later program's, which only adds
 	case errors.As(err, &dirty):
 		undone := fmt.Sprintf("UPDATE %s SET version = %d, dirty = false", m.Table, dirty.Version-1)
 		if dirty.Version == 1 {
