@@ -11,7 +11,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"outboxsaga/outbox"
+
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -65,8 +68,7 @@ type Consumer struct {
 	since  time.Time
 	until  time.Time
 	clock  time.Time // the database's, or this machine's if that was later
-	read   time.Time // when since, until and clock were read
-	owner  bool      // the inbox is known to be this group's
+	read   time.Time // when since, until and clock were read, and whose the inbox is
 
 	next     map[partition]int64 // of partitions that brought records: the offset after the last one
 	rejoined time.Time           // topics that were made anew
@@ -85,6 +87,7 @@ type Consumer struct {
 		client *kgo.Client
 		joined bool      // partitions were assigned, perhaps none, and not lost since
 		fault  error     // why the database cannot work; nil while it can
+		owner  bool      // the inbox was this group's when last asked
 		begun  time.Time // when the transaction in hand began; zero: there is none
 	}
 }
@@ -218,11 +221,11 @@ func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
 }
 
 // Ready is nil when the consumer can work: it runs, is a member of its group, a
-// broker answers, the last transaction did not meet a fault, and the one in hand does not take
-// longer than twice Config.Timeout and 2 s. It waits for the broker only, until ctx is done.
+// broker answers, the inbox is not another group's, the last transaction did not meet a fault, and the one in hand does not take
+// longer than twice Config.Timeout and 2 s. It waits for the broker, and before the first event for the database, until ctx is done.
 func (c *Consumer) Ready(ctx context.Context) error {
 	c.health.Lock()
-	client, joined, fault, begun := c.health.client, c.health.joined, c.health.fault, c.health.begun
+	client, joined, fault, owner, begun := c.health.client, c.health.joined, c.health.fault, c.health.owner, c.health.begun
 	c.health.Unlock()
 	switch {
 	case client == nil:
@@ -233,6 +236,11 @@ func (c *Consumer) Ready(ctx context.Context) error {
 		return errorf("waiting for the database", fault)
 	case !joined:
 		return errors.New("inbox: not yet a member of the consumer group")
+	}
+	if !owner { // it has not had an event
+		if err := c.checkOwner(ctx, c.cfg.Pool); err != nil {
+			return err
+		}
 	}
 	if err := client.Ping(ctx); err != nil {
 		return errorf("no broker answers", err)
@@ -503,31 +511,37 @@ func (c *Consumer) canCommit() bool {
 
 // own has the inbox belong to this group, unless it is another one's: that would never handle what this one has.
 func (c *Consumer) own(ctx context.Context) error {
-	if c.owner {
-		return nil
-	}
-	if _, err := c.cfg.Pool.Exec(ctx, `INSERT INTO inbox_group (name) VALUES ($1) ON CONFLICT DO NOTHING`, c.cfg.Group); err != nil {
+	_, err := c.cfg.Pool.Exec(ctx, `INSERT INTO inbox_group (name) VALUES ($1) ON CONFLICT DO NOTHING`, c.cfg.Group)
+	if err != nil {
 		return errorf("whose the inbox is", err)
 	}
+	err = c.checkOwner(ctx, c.cfg.Pool)
+	c.health.Lock()
+	c.health.owner = err == nil
+	c.health.Unlock()
+	return err
+}
+
+// checkOwner is nil if the inbox belongs to this group, or to none yet.
+func (c *Consumer) checkOwner(ctx context.Context, db outbox.Querier) error {
 	var name string
-	if err := c.cfg.Pool.QueryRow(ctx, `SELECT name FROM inbox_group`).Scan(&name); err != nil {
+	if err := db.QueryRow(ctx, `SELECT name FROM inbox_group`).Scan(&name); err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return errorf("whose the inbox is", err)
 	}
-	if name != c.cfg.Group {
-		return fmt.Errorf("inbox: it belongs to the consumer group %q, and %q would skip what that one has handled: give it a database of its own; or, if it takes that one's place, UPDATE inbox_group SET name = '%[2]s'", name, c.cfg.Group)
+	if name != "" && name != c.cfg.Group {
+		return fmt.Errorf("%w: it belongs to %q, and %q would skip what that one has handled: give it a database of its own; or, if it takes that one's place, stop that one's members and UPDATE inbox_group SET name = '%[3]s'", ErrGroup, name, c.cfg.Group)
 	}
-	c.owner = true
 	return nil
 }
 
 // remember reads which ids the inbox can judge, and rejects events that it cannot.
 func (c *Consumer) remember(ctx context.Context, batch []*item) error {
-	if err := c.own(ctx); err != nil {
-		return err
-	}
 	asked := false
 	ask := func() error {
 		asked = true
+		if err := c.own(ctx); err != nil {
+			return err
+		}
 		since, until, clock, err := window(ctx, c.cfg.Pool)
 		if err == nil {
 			c.since, c.until, c.read = since, until, c.now()

@@ -626,23 +626,44 @@ func TestAnInboxBelongsToOneGroup(t *testing.T) {
 	cfg := r.config()
 	cfg.Each = r.each
 	_, stop := r.start(cfg)
-	r.send(event("k", "first"))
+	r.send(event("k", "first"), event("k", "permanent"))
 	r.eventually(1, effects)
+	letter := uuid.MustParse(r.eventually(1, `SELECT id::text FROM dead_letters`)[0])
 	stop()
 
 	faults := make(chan error, 1000)
 	other := cfg
 	other.Group += "-other"
 	other.Hooks.Fault = func(err error) { faults <- err }
+	admin := kadm.NewClient(r.kafka) // it begins where nothing waits
+	ends, err := admin.ListEndOffsets(t.Context(), cfg.Topics...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := admin.CommitAllOffsets(t.Context(), other.Group, ends.Offsets()); err != nil {
+		t.Fatal(err)
+	}
 	c, _ := r.start(other)
+	belongs := func(err error) bool {
+		return errors.Is(err, inbox.ErrGroup) && strings.Contains(err.Error(), fmt.Sprintf("belongs to %q", cfg.Group))
+	}
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) { // first it joins
+		if err := c.Ready(t.Context()); belongs(err) {
+			break
+		} else if time.Now().After(end) {
+			t.Fatalf("ready without an event: %v", err)
+		}
+	}
+	if err := c.Redrive(t.Context(), letter, "me"); !belongs(err) {
+		t.Errorf("redrive: %v", err)
+	}
 	r.send(event("k", "second"))
-	want := fmt.Sprintf("belongs to the consumer group %q", cfg.Group)
 	for range 2 {
-		if err := <-faults; !strings.Contains(err.Error(), want) {
+		if err := <-faults; !belongs(err) {
 			t.Fatal(err)
 		}
 	}
-	if err := c.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), want) {
+	if err := c.Ready(t.Context()); !belongs(err) {
 		t.Errorf("ready: %v", err)
 	}
 	if n := len(r.strings(effects)); n != 1 {

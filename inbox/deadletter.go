@@ -65,6 +65,7 @@ var (
 	ErrResolved     = errors.New("inbox: the dead letter is redriven or discarded already")
 	ErrNoEvent      = errors.New("inbox: the dead letter is no event (no valid id, or a payload that is not understood): discard it")
 	ErrTooOld       = errors.New("inbox: the event is older than the inbox remembers, it cannot be told whether it was handled already")
+	ErrGroup        = errors.New("inbox: another group's")
 	ErrHandled      = errors.New("inbox: the event has had its effect meanwhile, from another record with the same id: discard the dead letter")
 )
 
@@ -175,7 +176,7 @@ func (c *Consumer) Discard(ctx context.Context, id uuid.UUID, by, reason string)
 // transaction that also closes the dead letter and writes the outbox rows. by says who
 // decided. If the handler fails, its error is returned, and the dead letter stays open
 // with one more attempt. Errors besides: [ErrNoDeadLetter], [ErrResolved],
-// [ErrNoEvent], [ErrHandled], and [ErrTooOld] for what was that already when it was put aside: other letters
+// [ErrNoEvent], [ErrHandled], [ErrGroup], and [ErrTooOld] for what was that already when it was put aside: other letters
 // can be redriven however old.
 func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 	if by == "" {
@@ -190,6 +191,9 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 				return err
 			}
 			found = true
+			if err := c.checkOwner(ctx, tx); err != nil {
+				return err
+			}
 			if err := c.rerun(ctx, tx, d); err != nil {
 				return err
 			}
@@ -197,7 +201,7 @@ func (c *Consumer) Redrive(ctx context.Context, id uuid.UUID, by string) error {
 		})
 	})
 	// Not where the handler did not run. At the commit too, where a constraint may be checked.
-	refused := errors.Is(err, ErrNoEvent) || errors.Is(err, ErrTooOld) || errors.Is(err, ErrResolved) || errors.Is(err, ErrHandled)
+	refused := errors.Is(err, ErrNoEvent) || errors.Is(err, ErrTooOld) || errors.Is(err, ErrResolved) || errors.Is(err, ErrHandled) || errors.Is(err, ErrGroup)
 	if found && err != nil && !refused && !isFault(err) {
 		if _, uncounted := c.cfg.Pool.Exec(ctx, countFailure, id, clean(err.Error())); uncounted != nil {
 			err = errors.Join(err, uncounted)

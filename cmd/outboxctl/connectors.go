@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"strings"
 	"time"
 
 	"outboxsaga/internal/connect"
+	"outboxsaga/internal/devstack"
 	"outboxsaga/internal/provision"
 	"outboxsaga/internal/scheduling"
 	"outboxsaga/internal/system"
@@ -78,83 +81,114 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 		}
 		client.URL = workers[0]
 	}
-	databases := make([]string, len(files))
-	for i, f := range files {
+	databases := map[string]string{}
+	for _, f := range files {
 		var variable string
-		if databases[i], variable, err = o.databaseURL(cmd, f.Name); err != nil {
+		if databases[f.Name], variable, err = o.databaseURL(cmd, client.URL, f.Name); err != nil {
 			return fmt.Errorf("%s: %w", variable, err)
 		}
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), o.timeout)
 	defer cancel()
-	var all errgroup.Group
 	if !register {
 		if err := system.Ask(ctx, client.URL+"/health"); err != nil {
 			return fmt.Errorf("the worker does not work: %w", err)
 		}
-		all.Go(func() error { return checkKafka(ctx, os.Getenv("KAFKA_BROKERS"), files) })
-	}
-	for i, f := range files {
-		all.Go(func() error {
-			slot := provision.Database{Name: f.Name}.Slot()
-			if !register {
-				return client.WaitStreaming(ctx, f.Name, databases[i], slot)
-			}
-			if err := client.Register(ctx, f, databases[i], slot); err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "  connector %s streams\n", f.Name)
-			return nil
+		var both errgroup.Group
+		both.Go(func() error { return checkKafka(ctx, os.Getenv("KAFKA_BROKERS"), files) })
+		both.Go(func() error {
+			return connect.ForAll(files, func(f connect.File) error {
+				return client.WaitStreaming(ctx, f.Name, databases[f.Name], slotOf(f))
+			})
 		})
+		return both.Wait()
 	}
-	err = all.Wait()
-	if register && errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*pgconn.ConnectError)) {
-		err = fmt.Errorf("%w; %s", err, o.workersSay(cmd))
+	logs := o.workerLogs(cmd)
+	err = connect.ForAll(files, func(f connect.File) error {
+		err := client.Register(ctx, f, databases[f.Name], slotOf(f))
+		if err == nil {
+			fmt.Fprintf(cmd.OutOrStdout(), "  connector %s streams\n", f.Name)
+		}
+		return err
+	})
+	if errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*pgconn.ConnectError)) {
+		err = fmt.Errorf("%w; %s", err, workersSay(logs))
 	}
 	return err
 }
 
-// databaseURL is where a connector's database is, and the variable that may say so.
-func (o connectorOptions) databaseURL(cmd *cobra.Command, database string) (address, variable string, err error) {
+func slotOf(f connect.File) string { return provision.Database{Name: f.Name}.Slot() }
+
+// databaseURL is where a connector's database is, and the variable that may say so. A worker on another machine does not read the
+// local stack's, which may look the same.
+func (o connectorOptions) databaseURL(cmd *cobra.Command, worker, database string) (address, variable string, err error) {
 	if o.database != "" { // it is for all
 		return onServer(o.database, database, "--database")
 	}
 	if all := os.Getenv("CONNECTOR_DATABASE_URL"); all != "" {
 		return databaseAt(database, "CONNECTOR_DATABASE_URL", all)
 	}
-	if address, variable, err = databaseURL(cmd, database); err != nil {
+	if !isLocal(worker) {
+		address, variable, err = databaseAt(database, "ADMIN_DATABASE_URL", os.Getenv("ADMIN_DATABASE_URL"))
+		if address == "" && err == nil {
+			err = fmt.Errorf("it is not set, and the worker %s is on another machine", worker)
+		}
+	} else {
+		address, variable, err = databaseURL(cmd, database)
+	}
+	if err != nil {
 		err = fmt.Errorf("%w (or set CONNECTOR_DATABASE_URL, postgres://user:password@host:5432/, which is for all)", err)
 	}
 	return address, variable, err
 }
 
-// workersSay is the newest cause in the logs of the local stack's workers, or what else to read: a connector that tries again and
-// again says nothing in its status.
-func (o connectorOptions) workersSay(cmd *cobra.Command) string {
-	const elsewhere = "the worker's log has more"
+func isLocal(worker string) bool {
+	u, err := url.Parse(worker)
+	return err == nil && (u.Hostname() == "localhost" || net.ParseIP(u.Hostname()).IsLoopback())
+}
+
+// workerLog is the log of a worker, and how long it was.
+type workerLog struct {
+	file  string
+	begin int64
+}
+
+// workerLogs are those of the local stack's workers, if it is one of them that is asked.
+func (o connectorOptions) workerLogs(cmd *cobra.Command) (logs []workerLog) {
 	if o.connect != "" || os.Getenv("CONNECT_URL") != "" {
-		return elsewhere
+		return nil
 	}
 	local, err := openStack(cmd)
 	if err != nil {
-		return elsewhere
+		return nil
 	}
-	var logs []string
-	cause := ""
-	for _, name := range local.WorkerNames() {
-		if _, runs := local.PID(name); !runs { // another worker has its port
-			return elsewhere
+	for i, name := range local.WorkerNames() {
+		if _, runs := local.PID(name); !runs && i == 0 { // another worker has its port
+			return nil
 		}
-		log := local.LogFile(name)
-		logs = append(logs, log)
-		text, _ := os.ReadFile(log) // it may not be there
-		for line := range strings.Lines(string(text)) {
+		file := local.LogFile(name)
+		logs = append(logs, workerLog{file, devstack.LogSize(file)})
+	}
+	return logs
+}
+
+// workersSay is the newest cause in what workers have logged since, or what else to read: a connector that tries again and again says
+// nothing in its status.
+func workersSay(logs []workerLog) string {
+	if len(logs) == 0 {
+		return "the worker's log has more"
+	}
+	files := make([]string, len(logs))
+	cause := ""
+	for i, log := range logs {
+		files[i] = log.file
+		for line := range strings.Lines(string(devstack.LogSince(log.file, log.begin))) {
 			if after, is := strings.CutPrefix(line, "Caused by: "); is {
 				cause = "the worker says: " + strings.TrimSpace(after) + "; "
 			}
 		}
 	}
-	return cause + "log: " + strings.Join(logs, ", ")
+	return cause + "log: " + strings.Join(files, ", ")
 }
 
 // checkKafka is nil if a broker, host:port with commas between, answers and every connector beats, and where no broker is

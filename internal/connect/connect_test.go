@@ -5,11 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -167,6 +172,9 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 	if out, err := register(); err == nil || !strings.Contains(out, "connector orderdb failed: ") || !strings.Contains(out, "RecordTooLargeException") {
 		t.Errorf("with a record too large: %v: %s", err, out)
 	}
+	if err := registerWithoutAnswer(t, s, "orderdb"); err == nil || !strings.Contains(err.Error(), "RecordTooLargeException") {
+		t.Errorf("with a record too large, and no answer to the restart: %v", err)
+	}
 	limit(t, s, "payment", "1048588")
 	if out, err := register(); err != nil || strings.Count(out, "streams") != 3 {
 		t.Errorf("after that: %v: %s", err, out)
@@ -215,6 +223,38 @@ func script(t *testing.T, s *devstack.Stack, client connect.Client) {
 	if out, err := register("CONNECT_URL=http://127.0.0.1:1"); err == nil || !strings.Contains(out, "does not answer") || strings.Count(out, "\n") != 1 {
 		t.Errorf("without a worker: %v: %s", err, out)
 	}
+}
+
+// registerWithoutAnswer registers a connector by way of a proxy that loses the worker's first answer to a restart.
+func registerWithoutAnswer(t *testing.T, s *devstack.Stack, name string) error {
+	t.Helper()
+	worker, err := url.Parse(s.ConnectURL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(worker)
+	proxy.ErrorLog = log.New(io.Discard, "", 0)
+	var lost atomic.Bool
+	proxy.ModifyResponse = func(r *http.Response) error {
+		if strings.HasSuffix(r.Request.URL.Path, "/restart") && !lost.Swap(true) {
+			return errors.New("lost")
+		}
+		return nil
+	}
+	lossy := httptest.NewServer(proxy)
+	defer lossy.Close()
+	files, err := connect.Files(filepath.Join(stacktest.Root(), "connectors"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(files, func(f connect.File) bool { return f.Name == name })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	err = connect.Client{URL: lossy.URL}.Register(ctx, files[i], s.PostgresURL(name), "outbox_"+name)
+	if !lost.Load() {
+		t.Error("nothing was restarted")
+	}
+	return err
 }
 
 // nothingFlows: the connector is RUNNING and reads its slot, and its producer waits for a topic that is not

@@ -1,10 +1,12 @@
 package connect
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/url"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,6 +20,17 @@ func (c Client) Register(ctx context.Context, f File, database, slot string) err
 		return fmt.Errorf("connector %s: %w", f.Name, err)
 	}
 	return c.wait(ctx, f.Name, database, slot, true)
+}
+
+// ForAll runs do for all connectors at the same time, and joins what went wrong.
+func ForAll(files []File, do func(File) error) error {
+	errs := make([]error, len(files))
+	var all sync.WaitGroup
+	for i, f := range files {
+		all.Go(func() { errs[i] = do(f) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // putStarting is [Client.Put] to a worker that may still be starting: it refuses the connection, and then for a moment knows no path.
@@ -52,10 +65,10 @@ func (c Client) wait(ctx context.Context, name, database, slot string, mend bool
 		return fmt.Errorf("connector %s: %w", name, err)
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	begin, restarted := time.Now(), ""
+	begin, restarted, upto := time.Now(), false, ""
 	for missing := ""; ; {
-		now, err := c.look(ctx, conn, name, slot, restarted)
-		mendable := mend && restarted == ""
+		now, err := c.look(ctx, conn, name, slot, upto)
+		mendable := mend && !restarted
 		switch {
 		case err != nil && ctx.Err() != nil && missing != "": // what was missing before says more than that time is over
 		case err != nil && ctx.Err() == nil && conn.IsClosed():
@@ -66,7 +79,10 @@ func (c Client) wait(ctx context.Context, name, database, slot string, mend bool
 			return fmt.Errorf("connector %s failed: %s", name, now.failed.Cause())
 		case now.failed != nil, now.noSlot && mendable && time.Since(begin) > slotMakes:
 			missing = "it has just been started again"
-			if restarted, err = c.restart(ctx, conn, name, now.failed != nil); err != nil { // once more
+			var end string
+			end, err = c.restart(ctx, conn, name, now.failed != nil)
+			upto = cmp.Or(end, upto)
+			if restarted = err == nil; !restarted { // as far as this end knows: once more
 				missing = "to start it again: " + err.Error()
 			}
 		case now.missing == "":
@@ -125,13 +141,14 @@ func (c Client) look(ctx context.Context, conn *pgx.Conn, name, slot, upto strin
 	return progress{}, nil
 }
 
-// restart restarts what of the connector has failed, or all of it, and returns where the database's log ended before that.
+// restart restarts what of the connector has failed, or all of it, and returns where the database's log ended before that, also if the
+// worker's answer is lost.
 func (c Client) restart(ctx context.Context, conn *pgx.Conn, name string, onlyFailed bool) (upto string, err error) {
 	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_lsn()::text`).Scan(&upto); err != nil {
 		return "", err
 	}
 	if err := c.Restart(ctx, name, onlyFailed); err != nil {
-		return "", err
+		return upto, err
 	}
 	select { // until the state says so
 	case <-ctx.Done():

@@ -12,17 +12,17 @@ const killed = "2026-11-23 23:42:14.787 UTC [1763] FATAL:  pre-existing shared m
 
 func TestStillEnding(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "postgres.log")
-	if stillEnding(logSince(log, 0)) {
+	if stillEnding(LogSince(log, 0)) {
 		t.Error("no log")
 	}
 	sessions := strings.Repeat("2026-11-23 23:42:14.788 UTC [1537] order-service@orderdb FATAL:  terminating connection due to unexpected postmaster exit\n", 50)
 	if err := os.WriteFile(log, []byte(sessions+killed+sessions), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if !stillEnding(logSince(log, int64(len(sessions)))) {
+	if !stillEnding(LogSince(log, int64(len(sessions)))) {
 		t.Error("not found before what the sessions write")
 	}
-	if stillEnding(logSince(log, int64(len(sessions)+len(killed)))) {
+	if stillEnding(LogSince(log, int64(len(sessions)+len(killed)))) {
 		t.Error("found what an earlier start has written")
 	}
 }

@@ -57,12 +57,12 @@ type Process struct {
 func (s *Stack) Start(ctx context.Context, p Process) error {
 	p = p.withDefaults()
 	for end := time.Now().Add(p.Timeout); ; {
-		begin := logSize(s.LogFile(p.Name))
+		begin := LogSize(s.LogFile(p.Name))
 		if err := s.Launch(p); err != nil {
 			return err
 		}
 		err := s.Await(ctx, p)
-		if err == nil || p.Again == nil || !p.Again(logSince(s.LogFile(p.Name), begin)) || time.Now().After(end) {
+		if err == nil || p.Again == nil || !p.Again(LogSince(s.LogFile(p.Name), begin)) || time.Now().After(end) {
 			return err
 		}
 		select {
@@ -477,7 +477,8 @@ func (s *Stack) LogFile(name string) string {
 	return filepath.Join(s.cfg.Dir, "logs", name+".log")
 }
 
-func logSize(file string) int64 {
+// LogSize is how many bytes a log has; 0 if it is not there.
+func LogSize(file string) int64 {
 	info, err := os.Stat(file)
 	if err != nil {
 		return 0
@@ -485,8 +486,8 @@ func logSize(file string) int64 {
 	return info.Size()
 }
 
-// logSince is what a log has after its first bytes; nil if it has none.
-func logSince(file string, begin int64) []byte {
+// LogSince is what a log has after its first bytes; nil if it has none.
+func LogSince(file string, begin int64) []byte {
 	text, err := os.ReadFile(file)
 	if err != nil || int64(len(text)) < begin {
 		return nil

@@ -2,6 +2,7 @@ package provision_test
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"path"
 	"slices"
@@ -107,7 +108,13 @@ func TestMigrateBesideOthers(t *testing.T) {
 	}
 	defer db.Close(context.WithoutCancel(t.Context()))
 	of := map[string]string{"1_table.up.sql": `CREATE TABLE t (a int); SELECT 1 / 0`}
-	migrate := func(ctx context.Context) error { return provision.Migrate(ctx, url, "", files(of)) }
+	migrate := func(ctx context.Context) error {
+		later, err := provision.Migrate(ctx, url, "", files(of))
+		if later {
+			return errors.New("a later program has migrated it")
+		}
+		return err
+	}
 	if err := migrate(t.Context()); err == nil || !strings.Contains(err.Error(), "division by zero") {
 		t.Fatal(err)
 	}
@@ -169,11 +176,11 @@ func TestMigrateBesideOthers(t *testing.T) {
 	// An older program, which does not have the newest file.
 	second := of["2_column.up.sql"]
 	delete(of, "2_column.up.sql")
-	if err := migrate(t.Context()); err != nil {
-		t.Error(err)
+	if later, err := provision.Migrate(t.Context(), url, "", files(of)); err != nil || !later {
+		t.Errorf("later %v: %v", later, err)
 	}
 	of["2_column.up.sql"] = second
-	if err := provision.Migrate(t.Context(), url, "", files(nil)); err == nil || !strings.Contains(err.Error(), "no files") {
+	if _, err := provision.Migrate(t.Context(), url, "", files(nil)); err == nil || !strings.Contains(err.Error(), "no files") {
 		t.Errorf("without files: %v", err)
 	}
 

@@ -161,7 +161,8 @@ func database(ctx context.Context, conn *pgx.Conn, d Database) error {
 	return nil
 }
 
-// schema migrates and grants; the slot comes last, in a session that has written nothing.
+// schema migrates and grants; the slot comes last, in a session that has written nothing. The rights of a later program's tables are
+// its own.
 func schema(ctx context.Context, url string, d Database) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
@@ -173,11 +174,14 @@ func schema(ctx context.Context, url string, d Database) error {
 		"REVOKE ALL ON SCHEMA public FROM PUBLIC"); err != nil {
 		return err
 	}
-	if err := Migrate(ctx, url, Owner, d.Migrations...); err != nil {
+	later, err := Migrate(ctx, url, Owner, d.Migrations...)
+	if err != nil {
 		return err
 	}
-	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return grant(ctx, tx, d) }); err != nil {
-		return err
+	if !later {
+		if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return grant(ctx, tx, d) }); err != nil {
+			return err
+		}
 	}
 	return slot(ctx, conn, d)
 }
@@ -278,42 +282,44 @@ const lockWait, lockPause = "500ms", time.Second
 
 // Migrate brings a database to the newest version of each of the migrations, in their
 // order, as role (empty: as the URL's own). Where others use a table for long it tries again until ctx is over. Each file is one
-// transaction: one that failed leaves nothing behind. A database that a later program has migrated is left as it is.
-func Migrate(ctx context.Context, databaseURL, role string, migrations ...Migrations) error {
+// transaction: one that failed leaves nothing behind. What a later program has migrated is left as it is, and later tells of it.
+func Migrate(ctx context.Context, databaseURL, role string, migrations ...Migrations) (later bool, err error) {
 	config, err := pgx.ParseConfig(databaseURL)
 	if err != nil {
-		return err
+		return false, err
 	}
 	config.RuntimeParams["lock_timeout"] = lockWait
 	if role != "" {
 		config.RuntimeParams["role"] = role
 	}
 	for _, m := range migrations {
-		if err := migrateOne(ctx, config, m); err != nil {
-			return fmt.Errorf("migrate (%s): %w", m.Table, err)
+		ahead, err := migrateOne(ctx, config, m)
+		if err != nil {
+			return false, fmt.Errorf("migrate (%s): %w", m.Table, err)
 		}
+		later = later || ahead
 	}
-	return nil
+	return later, nil
 }
 
-func migrateOne(ctx context.Context, config *pgx.ConnConfig, m Migrations) error {
+func migrateOne(ctx context.Context, config *pgx.ConnConfig, m Migrations) (later bool, err error) {
 	for {
-		err := up(ctx, config, m)
+		later, err = up(ctx, config, m)
 		if !isLocked(err) {
-			return err
+			return later, err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("others use its tables for too long: look in pg_stat_activity for their transactions (a dump, a report, the snapshot of a connector), wait for them or end them, and try again: %w", err)
+			return false, fmt.Errorf("others use its tables for too long: look in pg_stat_activity for their transactions (a dump, a report, the snapshot of a connector), wait for them or end them, and try again: %w", err)
 		case <-time.After(lockPause):
 		}
 	}
 }
 
-func up(ctx context.Context, config *pgx.ConnConfig, m Migrations) error {
+func up(ctx context.Context, config *pgx.ConnConfig, m Migrations) (later bool, err error) {
 	all, err := open(config, m)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer all.Close()
 	stop := context.AfterFunc(ctx, func() { all.GracefulStop <- true })
@@ -323,22 +329,22 @@ func up(ctx context.Context, config *pgx.ConnConfig, m Migrations) error {
 	var failed migratedb.Error // of a file: what else the driver does fails with a pointer to one
 	switch {
 	case err == nil || errors.Is(err, migrate.ErrNoChange):
-		return ctx.Err()
+		return false, ctx.Err()
 	case errors.Is(err, fs.ErrNotExist):
 		if files, globErr := fs.Glob(m.FS, path.Join(m.Path, "*.up.sql")); globErr != nil || len(files) == 0 {
-			return fmt.Errorf("no files NUMBER_name.up.sql in the folder %q: %w", m.Path, errors.Join(err, globErr))
+			return false, fmt.Errorf("no files NUMBER_name.up.sql in the folder %q: %w", m.Path, errors.Join(err, globErr))
 		}
-		return ctx.Err() // a version that these files do not know is a later program's, which only adds
+		return true, ctx.Err() // a version that these files do not know is a later program's, which only adds
 	case errors.As(err, &dirty):
 		undone := fmt.Sprintf("UPDATE %s SET version = %d, dirty = false", m.Table, dirty.Version-1)
 		if dirty.Version == 1 {
 			undone = "DELETE FROM " + m.Table
 		}
-		return fmt.Errorf("version %d was interrupted: see whether what its file does is there; if it is, UPDATE %s SET dirty = false; if not, %s; and try again", dirty.Version, m.Table, undone)
+		return false, fmt.Errorf("version %d was interrupted: see whether what its file does is there; if it is, UPDATE %s SET dirty = false; if not, %s; and try again", dirty.Version, m.Table, undone)
 	case errors.As(err, &failed) && errors.As(failed.OrigErr, new(*pgconn.PgError)):
-		return errors.Join(err, stepBack(all))
+		return false, errors.Join(err, stepBack(all))
 	}
-	return err
+	return false, err
 }
 
 // stepBack takes back the version of a file that failed.

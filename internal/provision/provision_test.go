@@ -99,6 +99,7 @@ func TestProvision(t *testing.T) {
 	t.Run("a row of the outbox becomes a record", func(t *testing.T) { recordOfARow(t, s) })
 	t.Run("events of one aggregate keep the order of their commits", func(t *testing.T) { commitOrder(t, s) })
 	t.Run("roles have no more than they need", func(t *testing.T) { rights(t, s) })
+	t.Run("an older version leaves a later one's rights alone", func(t *testing.T) { laterRights(t, s) })
 	t.Run("topics wait for their brokers", func(t *testing.T) { fewBrokers(t, s) })
 	t.Run("a topic with other partitions is refused", func(t *testing.T) {
 		err := provision.Topics(t.Context(), s.Brokers(), 1, provision.Topic{Name: "made", Partitions: 3})
@@ -217,16 +218,33 @@ func commitOrder(t *testing.T, s *devstack.Stack) {
 	}
 }
 
-func rights(t *testing.T, s *devstack.Stack) {
-	try := func(role, database, statement string) error {
-		conn, err := pgx.Connect(t.Context(), s.UserURL(role, database))
-		if err != nil {
-			return err
-		}
-		defer conn.Close(t.Context())
-		_, err = conn.Exec(t.Context(), statement)
+// execAs runs a statement as a role.
+func execAs(t *testing.T, s *devstack.Stack, role, database, statement string) error {
+	conn, err := pgx.Connect(t.Context(), s.UserURL(role, database))
+	if err != nil {
 		return err
 	}
+	defer conn.Close(t.Context())
+	_, err = conn.Exec(t.Context(), statement)
+	return err
+}
+
+func laterRights(t *testing.T, s *devstack.Stack) {
+	if err := execAs(t, s, "postgres", "stockdb", `UPDATE schema_migrations SET version = 9; CREATE TABLE later (); GRANT SELECT ON later TO supervisor`); err != nil {
+		t.Fatal(err)
+	}
+	if err := provision.Postgres(t.Context(), s.PostgresURL("postgres"), nobody, databases()); err != nil {
+		t.Fatal(err)
+	}
+	if err := execAs(t, s, "supervisor", "stockdb", `SELECT FROM later`); err != nil {
+		t.Error(err)
+	}
+	if err := execAs(t, s, "service_of_stockdb", "stockdb", `INSERT INTO later DEFAULT VALUES`); err == nil {
+		t.Error("the service may write what the later version has not let it write")
+	}
+}
+
+func rights(t *testing.T, s *devstack.Stack) {
 	for _, role := range []string{"service_of_orderdb", "cdc"} { // what anybody may ask
 		conn, err := pgx.Connect(t.Context(), s.UserURL(role, "orderdb"))
 		if err != nil {
@@ -278,7 +296,7 @@ func rights(t *testing.T, s *devstack.Stack) {
 		{"supervisor", "orderdb", `INSERT INTO inbox (event_id) VALUES (uuidv7())`, true},
 		{"supervisor", "orderdb", `SELECT * FROM things`, true},
 	} {
-		err := try(c.role, c.database, c.statement)
+		err := execAs(t, s, c.role, c.database, c.statement)
 		if refused := err != nil && slices.ContainsFunc([]string{"42501", "permission denied"}, func(w string) bool { return strings.Contains(err.Error(), w) }); refused != c.refused || err != nil && !refused {
 			t.Errorf("%s in %s: %s: %v, want refused %t", c.role, c.database, c.statement, err, c.refused)
 		}

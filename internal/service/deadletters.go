@@ -197,7 +197,7 @@ func refusal(err error) error {
 		return NotFound("dead-letter-not-found", "there is no dead letter with this id")
 	case errors.Is(err, inbox.ErrResolved):
 		return Conflict("dead-letter-resolved", "%s", oneLine(err))
-	case errors.Is(err, inbox.ErrNoEvent), errors.Is(err, inbox.ErrTooOld), errors.Is(err, inbox.ErrHandled):
+	case errors.Is(err, inbox.ErrNoEvent), errors.Is(err, inbox.ErrTooOld), errors.Is(err, inbox.ErrHandled), errors.Is(err, inbox.ErrGroup):
 		return Unprocessable("dead-letter-not-redrivable", "%s", oneLine(err))
 	case Unavailable(err):
 		return err

@@ -167,7 +167,7 @@ func template(t testing.TB, s *devstack.Stack, migrations []provision.Migrations
 	}
 	name := fmt.Sprintf("template_%d", shared.names.Add(1))
 	admin(t, s, "CREATE DATABASE "+name+" STRATEGY wal_log")
-	if err := provision.Migrate(context.Background(), s.PostgresURL(name), "", migrations...); err != nil {
+	if _, err := provision.Migrate(context.Background(), s.PostgresURL(name), "", migrations...); err != nil {
 		t.Fatal(err)
 	}
 	if shared.templates == nil {

@@ -126,13 +126,9 @@ func Register(ctx context.Context, stack *devstack.Stack) error {
 		return err
 	}
 	client := connect.Client{URL: stack.ConnectURL()}
-	var all errgroup.Group
-	for _, f := range files {
-		all.Go(func() error {
-			return client.Register(ctx, f, stack.PostgresURL(f.Name), provision.Database{Name: f.Name}.Slot())
-		})
-	}
-	return all.Wait()
+	return connect.ForAll(files, func(f connect.File) error {
+		return client.Register(ctx, f, stack.PostgresURL(f.Name), provision.Database{Name: f.Name}.Slot())
+	})
 }
 
 // Build compiles the services (and the commands) of the checkout into dir, with go

@@ -102,7 +102,7 @@ func TestSurvivesItsBrokerAndItsDatabase(t *testing.T) {
 	if err := stack.UpOnly(ctx, devstack.Postgres, devstack.Kafka); err != nil {
 		t.Fatal(err)
 	}
-	if err := provision.Migrate(ctx, stack.PostgresURL("postgres"), "", migrations); err != nil {
+	if _, err := provision.Migrate(ctx, stack.PostgresURL("postgres"), "", migrations); err != nil {
 		t.Fatal(err)
 	}
 	const topic = "survives"

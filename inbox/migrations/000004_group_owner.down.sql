@@ -1,0 +1,1 @@
+-- The right goes with its table.
