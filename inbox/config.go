@@ -43,6 +43,9 @@ type Config struct {
 	// MaxBatch is the most events in one transaction. Default 500; with Each 64, for each event is a subtransaction then. PostgreSQL keeps
 	// the ids of 64 of a transaction at hand ("Subtransactions" in its manual); for more, everybody who meets its rows looks them up.
 	MaxBatch int
+	// Pace says how long after the beginning of a transaction the next one begins at the earliest; it is asked each time that events have
+	// come. What comes meanwhile goes into the same transaction. Default: the next begins at once. What is behind a full one always does.
+	Pace func() time.Duration
 	// MaxAttempts is how often an event is tried, alone, when its handler fails with an error
 	// that is neither [Permanent] nor a fault of the database; then it is a dead letter.
 	// Default 8, which with RetryBackoff's default is 1 to 1.5 s.

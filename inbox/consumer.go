@@ -72,6 +72,7 @@ type Consumer struct {
 
 	next     map[partition]int64 // of partitions that brought records: the offset after the last one
 	rejoined time.Time           // topics that were made anew
+	began    time.Time           // the last transaction
 	refused  error               // why the group will never have this member
 
 	// limit is the size of the next batch. It halves when a batch fails for a reason
@@ -172,6 +173,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		wake := c.work(ctx)
 		c.poll(ctx, wake)
+		c.gather(ctx)
 		if c.refused != nil {
 			return c.refused
 		}
@@ -283,6 +285,16 @@ func (c *Consumer) poll(ctx context.Context, wake time.Time) {
 	c.client.AllowRebalance()
 	if len(remade) > 0 {
 		c.rejoin(ctx, remade)
+	}
+}
+
+// gather queues what comes until the next transaction may begin.
+func (c *Consumer) gather(ctx context.Context) {
+	if c.cfg.Pace == nil {
+		return
+	}
+	for until := c.began.Add(c.cfg.Pace()); c.now().Before(until) && ctx.Err() == nil && c.refused == nil; {
+		c.poll(ctx, until)
 	}
 }
 
@@ -431,6 +443,7 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	}
 	start := time.Now()
 	c.setBegun(start)
+	c.began = c.now()
 	defer c.setBegun(time.Time{})
 	told := time.AfterFunc(c.hung(), func() {
 		c.cfg.Logger.Error("inbox: a transaction does not end, and nothing is consumed meanwhile: its handler must return when its context is done", "events", len(batch), "since", start)

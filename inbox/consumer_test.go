@@ -675,6 +675,36 @@ func TestAnInboxBelongsToOneGroup(t *testing.T) {
 	}
 }
 
+// What comes until the next transaction may begin goes into it; the first waits for nothing.
+func TestSpacedTransactionsShare(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	cfg := r.config()
+	cfg.Each = r.each
+	cfg.Pace = func() time.Duration { return time.Second }
+	var mu sync.Mutex
+	var sizes []int
+	cfg.Hooks.Begun = func(events int) {
+		mu.Lock()
+		defer mu.Unlock()
+		sizes = append(sizes, events)
+	}
+	_, stop := r.start(cfg)
+	r.send(event("k", "0"))
+	r.eventually(1, effects)
+	for i := range 8 {
+		r.send(event("k", fmt.Sprint(i+1)))
+		time.Sleep(20 * time.Millisecond) // a transaction takes less
+	}
+	if got := r.eventually(9, effects); !slices.IsSorted(got) {
+		t.Errorf("effects %q", got)
+	}
+	stop()
+	if len(sizes) > 3 || sizes[0] != 1 { // 8 in one, or in two if sending took long
+		t.Errorf("transactions of %v events", sizes)
+	}
+}
+
 // No event is to blame for a connection that cannot be had, whatever the pool's own code says of it.
 func TestAConnectionThatCannotBeHadIsWaitedOut(t *testing.T) {
 	t.Parallel()

@@ -199,7 +199,7 @@ func settings() (all map[string]string, notes []string, err error) {
 		scheduling.PolicyVariable: policy, scheduling.IntervalVariable: worker.Interval, scheduling.BatchVariable: worker.MaxBatch,
 		scheduling.SlackVariable: strconv.FormatInt(worker.Slack.Milliseconds(), 10), scheduling.GoSlackVariable: strconv.FormatInt(services.Slack.Milliseconds(), 10),
 	}
-	for _, name := range []string{"MAX_BATCH", "GOGC", "GOMAXPROCS", "GOMEMLIMIT"} {
+	for _, name := range []string{"MAX_BATCH", "PACE", "GOGC", "GOMAXPROCS", "GOMEMLIMIT"} {
 		if value, set := os.LookupEnv(name); set {
 			all[name] = value
 		}

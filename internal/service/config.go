@@ -23,6 +23,7 @@ type config struct {
 	instance string          // INSTANCE_ID: unique in the consumer group; default none
 	session  time.Duration   // SESSION_TIMEOUT: after which an instance that says nothing loses its partitions; default 1.5s
 	maxBatch int             // MAX_BATCH: the most events, or requests, of one transaction; default 500
+	pace     time.Duration   // PACE: how far apart transactions begin at the most, where processors are short; default 12ms, 0: never
 	// How long events are kept: OUTBOX_RETENTION (default 72h), INBOX_RETENTION (default 264h: longer than the
 	// outbox's and Kafka's together). TOPIC_RETENTION (default 168h) is what the topics are set to.
 	outboxRetention, topicRetention, inboxRetention time.Duration
@@ -86,6 +87,12 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 			return c, badConfig("MAX_BATCH is %q: it must be a whole number from 1 to 10000", text)
 		}
 	}
+	if c.pace, err = duration(getenv, "PACE", usualPace); err != nil {
+		return c, err
+	}
+	if c.pace > time.Second {
+		return c, badConfig("PACE is %s: it must be from 0 to 1s: events and orders wait that long", c.pace)
+	}
 	if c.shutdownDelay, err = duration(getenv, "SHUTDOWN_DELAY", shutdownDelay); err != nil {
 		return c, err
 	}
@@ -95,7 +102,7 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 // Variables are those that configure every service; docs/operations.md has a table of them.
 func Variables() []string {
 	return []string{
-		"DATABASE_URL", "KAFKA_BROKERS", "HTTP_ADDR", "DATABASE_POOL_SIZE", "MAX_BATCH", "SESSION_TIMEOUT", "INSTANCE_ID", "SHUTDOWN_DELAY",
+		"DATABASE_URL", "KAFKA_BROKERS", "HTTP_ADDR", "DATABASE_POOL_SIZE", "MAX_BATCH", "PACE", "SESSION_TIMEOUT", "INSTANCE_ID", "SHUTDOWN_DELAY",
 		"OUTBOX_RETENTION", "TOPIC_RETENTION", "INBOX_RETENTION", "LOG_LEVEL", "LOG_FORMAT", "GOGC",
 	}
 }

@@ -27,12 +27,17 @@ type Result[R any] struct {
 }
 
 // Gather lets concurrent requests share a transaction (group commit). A writer takes what
-// is waiting, without a timer: one request alone waits for nobody, and under load
+// is waiting: one request alone waits for nobody, and under load
 // batches grow by themselves. [NewGather] makes one, [Gather.Run] runs it.
 type Gather[T, R any] struct {
 	// Backpressure, if set before Run, holds each transaction back while the consumer has a backlog. What waits
 	// meanwhile goes into it too.
 	Backpressure *Backpressure
+	// Pace, if set before Run, spaces transactions. What waits meanwhile goes into the next one.
+	Pace *Pace
+
+	turn  chan struct{} // holds an element while a writer takes
+	began time.Time     // the last transaction: of the writer that takes
 
 	writers, max int
 	commit       func(ctx context.Context, items []T) ([]Result[R], error)
@@ -53,7 +58,7 @@ type request[T, R any] struct {
 // again; if the database cannot work, all items get the error; any other error belongs to one of
 // them, so each is tried alone, and the others succeed.
 func NewGather[T, R any](writers, max int, commit func(ctx context.Context, items []T) ([]Result[R], error)) *Gather[T, R] {
-	return &Gather[T, R]{writers: writers, max: max, commit: commit, waiting: make(chan request[T, R]), stopped: make(chan struct{})}
+	return &Gather[T, R]{writers: writers, max: max, commit: commit, turn: make(chan struct{}, 1), waiting: make(chan request[T, R]), stopped: make(chan struct{})}
 }
 
 // Run owns the writers and blocks until ctx is done and they have finished what they had
@@ -97,27 +102,49 @@ func (g *Gather[T, R]) Do(ctx context.Context, item T) (R, error) {
 
 func (g *Gather[T, R]) write(ctx context.Context) {
 	var taken []request[T, R]
-	for ctx.Err() == nil {
-		taken = taken[:0]
-		select {
-		case <-ctx.Done():
+	for {
+		if taken = g.take(ctx, taken[:0]); len(taken) == 0 {
 			return
-		case req := <-g.waiting:
-			taken = append(taken, req)
-		}
-		g.Backpressure.wait(ctx)
-		for more := true; more && len(taken) < g.max; {
-			select {
-			case req := <-g.waiting:
-				taken = append(taken, req)
-			default:
-				more = false
-			}
 		}
 		// What was taken is finished, also when ctx ends meanwhile.
 		_ = g.settle(context.WithoutCancel(ctx), taken) // who asked was told
 		clear(taken)
 	}
+}
+
+// take waits until something is waiting and a transaction may begin, and appends what waits by then. It returns nothing when ctx is
+// done before.
+func (g *Gather[T, R]) take(ctx context.Context, taken []request[T, R]) []request[T, R] {
+	select {
+	case <-ctx.Done():
+		return taken
+	case g.turn <- struct{}{}:
+		defer func() { <-g.turn }()
+	}
+	select {
+	case <-ctx.Done():
+		return taken
+	case req := <-g.waiting:
+		taken = append(taken, req)
+	}
+	if left := time.Until(g.began.Add(g.Pace.Between())); left > 0 {
+		select {
+		case <-ctx.Done():
+		case <-time.After(left):
+		}
+	}
+	g.Backpressure.wait(ctx)
+	for len(taken) < g.max {
+		select {
+		case req := <-g.waiting:
+			taken = append(taken, req)
+			continue
+		default:
+		}
+		break
+	}
+	g.began = time.Now()
+	return taken
 }
 
 // settle commits what was taken, together if possible, and answers each request. It returns the fault for which the database

@@ -83,6 +83,8 @@ type Runtime struct {
 	MaxBatch int
 	// Backpressure is what new work waits for that brings the consumer more to do ([Gather.Backpressure]).
 	Backpressure *Backpressure
+	// Pace is what spaces transactions ([Gather.Pace]).
+	Pace *Pace
 
 	getenv func(string) string
 }
@@ -187,8 +189,8 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 	}
 	defer pool.Close()
 	draining := make(chan struct{})
-	shared, pressure := NewPool(pool), NewBackpressure()
-	svc, err := open(Runtime{Pool: shared, Log: cfg.log, Draining: draining, MaxBatch: cfg.maxBatch, Backpressure: pressure, getenv: getenv})
+	shared, pressure, pace := NewPool(pool), NewBackpressure(), NewPace(cfg.pace)
+	svc, err := open(Runtime{Pool: shared, Log: cfg.log, Draining: draining, MaxBatch: cfg.maxBatch, Backpressure: pressure, Pace: pace, getenv: getenv})
 	if err != nil {
 		return err
 	}
@@ -197,7 +199,7 @@ func Run(ctx context.Context, getenv func(string) string, stderr io.Writer, name
 		return err
 	}
 	metrics := newMetrics(shared, pressure)
-	consumer, err := newConsumer(cfg, pool, name, svc, metrics, pressure)
+	consumer, err := newConsumer(cfg, pool, name, svc, metrics, pressure, pace)
 	if err != nil {
 		return err
 	}
@@ -305,7 +307,7 @@ func every(ctx context.Context, interval, retry time.Duration, log *slog.Logger,
 	}
 }
 
-func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *metrics, pressure *Backpressure) (*inbox.Consumer, error) {
+func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *metrics, pressure *Backpressure, pace *Pace) (*inbox.Consumer, error) {
 	decode := svc.Decode
 	if decode == nil {
 		decode = func(ev inbox.Event) (any, error) { return events.Decode(ev.Type, ev.Key, ev.Payload) }
@@ -322,7 +324,7 @@ func newConsumer(cfg config, pool *pgxpool.Pool, name string, svc Service, m *me
 	}
 	return inbox.New(inbox.Config{
 		Pool: pool, Brokers: cfg.brokers, Group: name, Topics: svc.Topics, Partitions: svc.Partitions,
-		Batch: svc.Batch, Decode: decode, MaxBatch: cfg.maxBatch,
+		Batch: svc.Batch, Decode: decode, MaxBatch: cfg.maxBatch, Pace: pace.Between,
 		DeadLetter: func(d inbox.DeadLetter) (outbox.Event, error) {
 			return announce(svc.DeadLetterTopic, svc.DeadLetterType, d)
 		},

@@ -108,7 +108,7 @@ func NewSaga(rt service.Runtime, timeout time.Duration) *Saga {
 	s.waiters = newWaiters(rt)
 	// Two writers: one gathers while the other waits for its commit.
 	s.placing = service.NewGather(2, min(200, cmp.Or(rt.MaxBatch, 200)), s.place)
-	s.placing.Backpressure = rt.Backpressure
+	s.placing.Backpressure, s.placing.Pace = rt.Backpressure, rt.Pace
 	return s
 }
 
