@@ -44,7 +44,7 @@ type Config struct {
 	// the ids of 64 of a transaction at hand ("Subtransactions" in its manual); for more, everybody who meets its rows looks them up.
 	MaxBatch int
 	// Pace says how long after the beginning of a transaction the next one begins at the earliest; it is asked each time that events have
-	// come. What comes meanwhile goes into the same transaction. Default: the next begins at once. What is behind a full one always does.
+	// come. What comes meanwhile goes into the same transaction. Default: the next begins at once, as it does after a full one.
 	Pace func() time.Duration
 	// MaxAttempts is how often an event is tried, alone, when its handler fails with an error
 	// that is neither [Permanent] nor a fault of the database; then it is a dead letter.

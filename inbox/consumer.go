@@ -72,7 +72,7 @@ type Consumer struct {
 
 	next     map[partition]int64 // of partitions that brought records: the offset after the last one
 	rejoined time.Time           // topics that were made anew
-	began    time.Time           // the last transaction
+	began    time.Time           // the last transaction, unless it was full
 	refused  error               // why the group will never have this member
 
 	// limit is the size of the next batch. It halves when a batch fails for a reason
@@ -88,7 +88,7 @@ type Consumer struct {
 		client *kgo.Client
 		joined bool      // partitions were assigned, perhaps none, and not lost since
 		fault  error     // why the database cannot work; nil while it can
-		owner  bool      // the inbox was this group's when last asked
+		owned  time.Time // when the inbox was found to be this group's
 		begun  time.Time // when the transaction in hand began; zero: there is none
 	}
 }
@@ -224,10 +224,10 @@ func (c *Consumer) checkTopics(ctx context.Context, client *kgo.Client) error {
 
 // Ready is nil when the consumer can work: it runs, is a member of its group, a
 // broker answers, the inbox is not another group's, the last transaction did not meet a fault, and the one in hand does not take
-// longer than twice Config.Timeout and 2 s. It waits for the broker, and before the first event for the database, until ctx is done.
+// longer than twice Config.Timeout and 2 s. It waits for the broker, and without events for the database, until ctx is done.
 func (c *Consumer) Ready(ctx context.Context) error {
 	c.health.Lock()
-	client, joined, fault, owner, begun := c.health.client, c.health.joined, c.health.fault, c.health.owner, c.health.begun
+	client, joined, fault, owned, begun := c.health.client, c.health.joined, c.health.fault, c.health.owned, c.health.begun
 	c.health.Unlock()
 	switch {
 	case client == nil:
@@ -239,7 +239,7 @@ func (c *Consumer) Ready(ctx context.Context) error {
 	case !joined:
 		return errors.New("inbox: not yet a member of the consumer group")
 	}
-	if !owner { // it has not had an event
+	if c.now().Sub(owned) > windowAge+probeTimeout { // it has had no event
 		if err := c.checkOwner(ctx, c.cfg.Pool); err != nil {
 			return err
 		}
@@ -288,14 +288,21 @@ func (c *Consumer) poll(ctx context.Context, wake time.Time) {
 	}
 }
 
-// gather queues what comes until the next transaction may begin.
+// gather queues what comes until the next transaction may begin, or is full.
 func (c *Consumer) gather(ctx context.Context) {
 	if c.cfg.Pace == nil {
 		return
 	}
-	for until := c.began.Add(c.cfg.Pace()); c.now().Before(until) && ctx.Err() == nil && c.refused == nil; {
+	for until := c.began.Add(c.cfg.Pace()); c.now().Before(until) && ctx.Err() == nil && c.refused == nil && !c.isFull(); {
 		c.poll(ctx, until)
 	}
+}
+
+// isFull tells whether a batch is in hand that could not be larger.
+func (c *Consumer) isFull() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.queue.fills(c.limit)
 }
 
 // take queues the records of a poll, and returns the topics that were deleted and made anew.
@@ -443,7 +450,9 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	}
 	start := time.Now()
 	c.setBegun(start)
-	c.began = c.now()
+	if c.began = c.now(); len(batch) == c.limit { // more may wait
+		c.began = time.Time{}
+	}
 	defer c.setBegun(time.Time{})
 	told := time.AfterFunc(c.hung(), func() {
 		c.cfg.Logger.Error("inbox: a transaction does not end, and nothing is consumed meanwhile: its handler must return when its context is done", "events", len(batch), "since", start)
@@ -528,11 +537,13 @@ func (c *Consumer) own(ctx context.Context) error {
 	if err != nil {
 		return errorf("whose the inbox is", err)
 	}
-	err = c.checkOwner(ctx, c.cfg.Pool)
+	if err := c.checkOwner(ctx, c.cfg.Pool); err != nil {
+		return err
+	}
 	c.health.Lock()
-	c.health.owner = err == nil
+	c.health.owned = c.now()
 	c.health.Unlock()
-	return err
+	return nil
 }
 
 // checkOwner is nil if the inbox belongs to this group, or to none yet.

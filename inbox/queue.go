@@ -128,6 +128,19 @@ func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) 
 	return batch, wake
 }
 
+// fills tells whether limit items, or maxBytes, may run now.
+func (q *queue) fills(limit int) bool {
+	items, bytes := 0, 0
+	for _, held := range q.parts {
+		for _, it := range *held {
+			if !it.done && it.retryAt.IsZero() && !it.alone {
+				items, bytes = items+1, bytes+len(it.record.Value)
+			}
+		}
+	}
+	return items >= limit || bytes >= maxBytes
+}
+
 // full returns the partitions that hold most items or more, done ones too, until their offset is marked, or too many bytes. If all
 // together hold four times as many, or twice the bytes, those are full that hold anything: an event that waits, and what is behind it.
 func (q *queue) full(most int) map[string][]int32 {

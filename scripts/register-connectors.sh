@@ -7,7 +7,8 @@
 #   CONNECT_URL=http://127.0.0.1:8083 scripts/register-connectors.sh
 #
 # CONNECT_URL (the first of several) or CONNECT_PORT is the worker; the databases and brokers that must fit are those at
-# ADMIN_DATABASE_URL or ORDER_, STOCK_, PAYMENT_DATABASE_URL, and at KAFKA_BROKERS, else those of the local stack.
+# ADMIN_DATABASE_URL or ORDER_, STOCK_, PAYMENT_DATABASE_URL, and at KAFKA_BROKERS, else those of the local stack (where the worker is at a
+# loopback address).
 # REGISTER_TIMEOUT is how long it waits, in seconds (60).
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -34,7 +34,7 @@ func newConnectorsCommand() *cobra.Command {
 	c := &cobra.Command{Use: "connectors", Short: "Register connectors, and check that they stream"}
 	c.PersistentFlags().StringVar(&o.dir, "dir", "connectors", "folder of the connectors' files")
 	c.PersistentFlags().StringVar(&o.connect, "connect", "", "address of a Connect worker (the first of CONNECT_URL, or the local stack's)")
-	c.PersistentFlags().StringVar(&o.database, "database", "", "URL of PostgreSQL for a role that may log in to the connectors' databases (CONNECTOR_DATABASE_URL or ADMIN_DATABASE_URL, but for those with a variable of their own: ORDER_DATABASE_URL, STOCK_DATABASE_URL, PAYMENT_DATABASE_URL; or the local stack's)")
+	c.PersistentFlags().StringVar(&o.database, "database", "", "URL of PostgreSQL for a role that may log in to the connectors' databases (CONNECTOR_DATABASE_URL or ADMIN_DATABASE_URL, but for those with a variable of their own: ORDER_DATABASE_URL, STOCK_DATABASE_URL, PAYMENT_DATABASE_URL; or, with a worker at a loopback address, the local stack's)")
 	c.PersistentFlags().DurationVar(&o.timeout, "timeout", 2*time.Minute, "how long to wait")
 	c.AddCommand(
 		&cobra.Command{Use: "register", Short: "Register the connectors and wait until each streams", Args: cobra.NoArgs,
@@ -119,7 +119,7 @@ func connectors(cmd *cobra.Command, o connectorOptions, register bool) error {
 
 func slotOf(f connect.File) string { return provision.Database{Name: f.Name}.Slot() }
 
-// databaseURL is where a connector's database is, and the variable that may say so. A worker on another machine does not read the
+// databaseURL is where a connector's database is, and the variable that may say so. A worker of elsewhere does not read the
 // local stack's, which may look the same.
 func (o connectorOptions) databaseURL(cmd *cobra.Command, worker, database string) (address, variable string, err error) {
 	if o.database != "" { // it is for all
@@ -131,7 +131,7 @@ func (o connectorOptions) databaseURL(cmd *cobra.Command, worker, database strin
 	if !isLocal(worker) {
 		address, variable, err = databaseAt(database, "ADMIN_DATABASE_URL", os.Getenv("ADMIN_DATABASE_URL"))
 		if address == "" && err == nil {
-			err = fmt.Errorf("it is not set, and the worker %s is on another machine", worker)
+			err = fmt.Errorf("it is not set, and the worker %s is not at a loopback address, where the local stack's is", worker)
 		}
 	} else {
 		address, variable, err = databaseURL(cmd, database)

@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"net/url"
 	"path"
+	"slices"
 	"time"
 
 	"outboxsaga/outbox"
@@ -161,8 +162,8 @@ func database(ctx context.Context, conn *pgx.Conn, d Database) error {
 	return nil
 }
 
-// schema migrates and grants; the slot comes last, in a session that has written nothing. The rights of a later program's tables are
-// its own.
+// schema migrates and grants; the slot comes last, in a session that has written nothing. Where a later program has
+// migrated, rights are its own, but for tables that this call has made.
 func schema(ctx context.Context, url string, d Database) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
@@ -174,42 +175,53 @@ func schema(ctx context.Context, url string, d Database) error {
 		"REVOKE ALL ON SCHEMA public FROM PUBLIC"); err != nil {
 		return err
 	}
+	before, err := tables(ctx, conn)
+	if err != nil {
+		return err
+	}
 	later, err := Migrate(ctx, url, Owner, d.Migrations...)
 	if err != nil {
 		return err
 	}
-	if !later {
-		if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return grant(ctx, tx, d) }); err != nil {
-			return err
-		}
+	all, err := tables(ctx, conn)
+	if err != nil {
+		return err
+	}
+	statements := append(grantTables(d, all), grantRest(d)...)
+	if later {
+		statements = grantTables(d, slices.DeleteFunc(all, func(t table) bool { return slices.Contains(before, t) }))
+	}
+	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return execAll(ctx, tx, statements...) }); err != nil {
+		return err
 	}
 	return slot(ctx, conn, d)
 }
 
-// grant gives the roles of the service, the connector and the supervisor what they need, and takes what they
-// had more. A new table of a migration is covered because the same call has made it.
-func grant(ctx context.Context, tx pgx.Tx, d Database) error {
-	login := pgx.Identifier{d.Role}.Sanitize()
-	// Partitions are reached through their table; a right of their own would go round
-	// what the table refuses.
-	rows, err := tx.Query(ctx, `SELECT format('%I', relname), relispartition FROM pg_class
+type table struct {
+	Name      string
+	Partition bool
+}
+
+func tables(ctx context.Context, conn *pgx.Conn) ([]table, error) {
+	rows, err := conn.Query(ctx, `SELECT format('%I', relname), relispartition FROM pg_class
 		WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') ORDER BY relname`)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	type table struct {
-		Name      string
-		Partition bool
-	}
-	tables, err := pgx.CollectRows(rows, pgx.RowToStructByPos[table])
-	if err != nil {
-		return err
-	}
+	return pgx.CollectRows(rows, pgx.RowToStructByPos[table])
+}
+
+// grantTables gives the roles of the service, the connector and the supervisor what they need of tables, and takes what they
+// had more. A new table of a migration is covered because the same call has made it.
+func grantTables(d Database, all []table) []string {
+	login := pgx.Identifier{d.Role}.Sanitize()
 	statements := []string{
 		"GRANT USAGE ON SCHEMA public TO " + login + ", " + CDC + ", " + Supervisor,
 		"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO " + login,
 	}
-	for _, t := range tables {
+	for _, t := range all {
+		// Partitions are reached through their table; a right of their own would go round
+		// what the table refuses.
 		if t.Partition {
 			statements = append(statements, "REVOKE ALL ON "+t.Name+" FROM "+login+", "+CDC+", "+Supervisor)
 			continue
@@ -220,22 +232,29 @@ func grant(ctx context.Context, tx pgx.Tx, d Database) error {
 			statements = append(statements, "GRANT SELECT, INSERT, UPDATE, DELETE ON "+t.Name+" TO "+Supervisor)
 		}
 	}
-	statements = append(statements,
+	return statements
+}
+
+// grantRest is what differs from table to table, after [grantTables].
+func grantRest(d Database) []string {
+	login := pgx.Identifier{d.Role}.Sanitize()
+	statements := []string{
 		// Rows of the outbox are never changed; the inbox forgets an id only in the
 		// transaction that recorded it.
-		"REVOKE UPDATE, DELETE ON outbox FROM "+login,
-		"REVOKE UPDATE ON inbox FROM "+login,
+		"REVOKE UPDATE, DELETE ON outbox FROM " + login,
+		"REVOKE UPDATE ON inbox FROM " + login,
 		// What retention and the supervisor know is written by their functions only.
-		"REVOKE INSERT, UPDATE, DELETE ON event_partitions_dropped, event_partitions_sealed, outbox_confirmed FROM "+login,
-		"GRANT EXECUTE ON FUNCTION event_partitions_prepare(text, integer, integer), event_partitions_drop(text, interval) TO "+login,
-		"GRANT SELECT ON outbox TO "+CDC,
-		"GRANT EXECUTE ON FUNCTION outbox_confirmed_topics(name) TO "+CDC,
-		"GRANT SELECT ON outbox, inbox, outbox_confirmed TO "+Supervisor,
-		"GRANT EXECUTE ON FUNCTION outbox_confirm(name, text[], text[], xid8[], xid8, text, timestamptz, interval) TO "+Supervisor)
+		"REVOKE INSERT, UPDATE, DELETE ON event_partitions_dropped, event_partitions_sealed, outbox_confirmed FROM " + login,
+		"GRANT EXECUTE ON FUNCTION event_partitions_prepare(text, integer, integer), event_partitions_drop(text, interval) TO " + login,
+		"GRANT SELECT ON outbox TO " + CDC,
+		"GRANT EXECUTE ON FUNCTION outbox_confirmed_topics(name) TO " + CDC,
+		"GRANT SELECT ON outbox, inbox, outbox_confirmed TO " + Supervisor,
+		"GRANT EXECUTE ON FUNCTION outbox_confirm(name, text[], text[], xid8[], xid8, text, timestamptz, interval) TO " + Supervisor,
+	}
 	for _, m := range d.Migrations {
 		statements = append(statements, "REVOKE INSERT, UPDATE, DELETE ON "+pgx.Identifier{m.Table}.Sanitize()+" FROM "+login)
 	}
-	return execAll(ctx, tx, statements...)
+	return statements
 }
 
 func execAll(ctx context.Context, db interface {

@@ -230,11 +230,18 @@ func execAs(t *testing.T, s *devstack.Stack, role, database, statement string) e
 }
 
 func laterRights(t *testing.T, s *devstack.Stack) {
-	if err := execAs(t, s, "postgres", "stockdb", `UPDATE schema_migrations SET version = 9; CREATE TABLE later (); GRANT SELECT ON later TO supervisor`); err != nil {
+	if err := execAs(t, s, "postgres", "stockdb", `UPDATE `+outbox.MigrationsTable+` SET version = 999; CREATE TABLE later (); GRANT SELECT ON later TO supervisor`); err != nil {
 		t.Fatal(err)
 	}
-	if err := provision.Postgres(t.Context(), s.PostgresURL("postgres"), nobody, databases()); err != nil {
+	all := databases()
+	for _, d := range all { // what is not the later version's goes on
+		d.Migrations[2].FS.(fstest.MapFS)["000002_more.up.sql"] = &fstest.MapFile{Data: []byte(`CREATE TABLE more (id bigserial PRIMARY KEY)`)}
+	}
+	if err := provision.Postgres(t.Context(), s.PostgresURL("postgres"), nobody, all); err != nil {
 		t.Fatal(err)
+	}
+	if err := execAs(t, s, "service_of_stockdb", "stockdb", `INSERT INTO more DEFAULT VALUES`); err != nil {
+		t.Error(err)
 	}
 	if err := execAs(t, s, "supervisor", "stockdb", `SELECT FROM later`); err != nil {
 		t.Error(err)

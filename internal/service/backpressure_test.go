@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// ahead runs a gather that b holds back, gives it items at once, and tells how many of its transactions have gone ahead so far.
-func ahead(t *testing.T, b *Backpressure, writers, most, items int) (count func() int) {
+// ahead runs a gather that b holds back and p spaces, gives it items at once, and tells how many of its transactions have gone ahead so far.
+func ahead(t *testing.T, b *Backpressure, p *Pace, writers, most, items int) (count func() int) {
 	t.Helper()
 	done := make(chan int, items)
 	g := NewGather(writers, most, func(_ context.Context, items []int) ([]Result[int], error) {
 		done <- len(items)
 		return make([]Result[int], len(items)), nil
 	})
-	g.Backpressure = b
+	g.Backpressure, g.Pace = b, p
 	go g.Run(t.Context())
 	for i := range items {
 		go func() {
@@ -39,7 +39,7 @@ func TestNewWorkWaitsForItsTurn(t *testing.T) {
 			b.committed()
 		}
 		b.begun(backlog)
-		count := ahead(t, b, 2, 1, 6)
+		count := ahead(t, b, nil, 2, 1, 6)
 		for want := 1; want < 5; want++ {
 			if got := count(); got != want {
 				t.Errorf("%d in place of %d went ahead", got, want)
@@ -59,7 +59,7 @@ func TestWhatIsHeldBackIsGathered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBackpressure()
 		b.begun(backlog)
-		count := ahead(t, b, 1, 100, 100)
+		count := ahead(t, b, nil, 1, 100, 100)
 		if got := count(); got != 0 {
 			t.Errorf("%d went ahead", got)
 		}
@@ -89,7 +89,7 @@ func TestNothingIsHeldBackWithoutABacklog(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := NewBackpressure()
 				consumer(b)
-				if got := ahead(t, b, 2, 1, 20)(); got != 20 {
+				if got := ahead(t, b, nil, 2, 1, 20)(); got != 20 {
 					t.Errorf("%d of 20 went ahead", got)
 				}
 			})
@@ -110,7 +110,7 @@ func TestNothingIsHeldBackForLong(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := NewBackpressure()
 				b.begun(backlog)
-				count := ahead(t, b, 2, 1, 20)
+				count := ahead(t, b, nil, 2, 1, 20)
 				count()
 				c.consumer(b)
 				time.Sleep(c.bound - time.Millisecond)

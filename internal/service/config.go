@@ -90,8 +90,8 @@ func readConfig(getenv func(string) string, stderr io.Writer, name, addr string)
 	if c.pace, err = duration(getenv, "PACE", usualPace); err != nil {
 		return c, err
 	}
-	if c.pace > time.Second {
-		return c, badConfig("PACE is %s: it must be from 0 to 1s: events and orders wait that long", c.pace)
+	if c.pace > betweenTransactions {
+		return c, badConfig("PACE is %s: it must be from 0 to %s: events and orders wait that long", c.pace, betweenTransactions)
 	}
 	if c.shutdownDelay, err = duration(getenv, "SHUTDOWN_DELAY", shutdownDelay); err != nil {
 		return c, err

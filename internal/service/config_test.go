@@ -83,7 +83,7 @@ func TestBadConfigurationIsOneClearLine(t *testing.T) {
 		{"SESSION_TIMEOUT", "1m", "from 1s to 30s"},
 		{"MAX_BATCH", "0", "1 to 10000"},
 		{"MAX_BATCH", "many", "1 to 10000"},
-		{"PACE", "2s", "0 to 1s"},
+		{"PACE", "2s", "0 to 100ms"},
 		{"OUTBOX_RETENTION", "1h", "24h to 9600h"},
 		{"OUTBOX_RETENTION", "3d", "like 500ms"},
 		{"OUTBOX_RETENTION", "96h", "INBOX_RETENTION is 264h0m0s: it must be longer than"},

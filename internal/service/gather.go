@@ -33,11 +33,11 @@ type Gather[T, R any] struct {
 	// Backpressure, if set before Run, holds each transaction back while the consumer has a backlog. What waits
 	// meanwhile goes into it too.
 	Backpressure *Backpressure
-	// Pace, if set before Run, spaces transactions. What waits meanwhile goes into the next one.
+	// Pace, if set before Run, spaces transactions. What waits meanwhile goes into the next one. After a full one the next begins at once.
 	Pace *Pace
 
 	turn  chan struct{} // holds an element while a writer takes
-	began time.Time     // the last transaction: of the writer that takes
+	began time.Time     // the last transaction, unless it was full: of the writer that takes
 
 	writers, max int
 	commit       func(ctx context.Context, items []T) ([]Result[R], error)
@@ -121,6 +121,9 @@ func (g *Gather[T, R]) take(ctx context.Context, taken []request[T, R]) []reques
 	case g.turn <- struct{}{}:
 		defer func() { <-g.turn }()
 	}
+	if ctx.Err() != nil {
+		return taken
+	}
 	select {
 	case <-ctx.Done():
 		return taken
@@ -134,17 +137,19 @@ func (g *Gather[T, R]) take(ctx context.Context, taken []request[T, R]) []reques
 		}
 	}
 	g.Backpressure.wait(ctx)
-	for len(taken) < g.max {
+	for {
+		if len(taken) == g.max { // to wait for more would gain nothing
+			g.began = time.Time{}
+			return taken
+		}
 		select {
 		case req := <-g.waiting:
 			taken = append(taken, req)
-			continue
 		default:
+			g.began = time.Now()
+			return taken
 		}
-		break
 	}
-	g.began = time.Now()
-	return taken
 }
 
 // settle commits what was taken, together if possible, and answers each request. It returns the fault for which the database

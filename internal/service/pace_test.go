@@ -72,6 +72,16 @@ func TestPaceFollowsThePressure(t *testing.T) {
 	})
 }
 
+// What is behind a full transaction does not wait for more.
+func TestBehindAFullTransactionNothingWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		count := ahead(t, nil, busy(), 2, 1, 5)
+		if got := count(); got != 5 {
+			t.Errorf("%d in place of 5 transactions at once", got)
+		}
+	})
+}
+
 func TestStalled(t *testing.T) {
 	const text = "some avg10=79.77 avg60=72.61 avg300=62.65 total=18315014095\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
 	if d, err := parseStalled(text); err != nil || d != 18315014095*time.Microsecond {
