@@ -302,7 +302,8 @@ func (c *Consumer) gather(ctx context.Context) {
 func (c *Consumer) isFull() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.queue.fills(c.limit)
+	_, full, _ := c.queue.ready(c.now(), c.limit)
+	return full
 }
 
 // take queues the records of a poll, and returns the topics that were deleted and made anew.
@@ -435,7 +436,7 @@ func (c *Consumer) work(ctx context.Context) time.Time {
 func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	batch, wake := c.queue.ready(c.now(), c.limit)
+	batch, full, wake := c.queue.ready(c.now(), c.limit)
 	if len(batch) == 0 {
 		if wake.IsZero() { // whatever could not be done is not this instance's any more
 			c.setFault(nil)
@@ -450,7 +451,7 @@ func (c *Consumer) step(ctx context.Context) (ran bool, wake time.Time, fault er
 	}
 	start := time.Now()
 	c.setBegun(start)
-	if c.began = c.now(); len(batch) == c.limit { // more may wait
+	if c.began = c.now(); full { // more may wait
 		c.began = time.Time{}
 	}
 	defer c.setBegun(time.Time{})
@@ -533,8 +534,7 @@ func (c *Consumer) canCommit() bool {
 
 // own has the inbox belong to this group, unless it is another one's: that would never handle what this one has.
 func (c *Consumer) own(ctx context.Context) error {
-	_, err := c.cfg.Pool.Exec(ctx, `INSERT INTO inbox_group (name) VALUES ($1) ON CONFLICT DO NOTHING`, c.cfg.Group)
-	if err != nil {
+	if _, err := c.cfg.Pool.Exec(ctx, `INSERT INTO inbox_group (name) VALUES ($1) ON CONFLICT DO NOTHING`, c.cfg.Group); err != nil {
 		return errorf("whose the inbox is", err)
 	}
 	if err := c.checkOwner(ctx, c.cfg.Pool); err != nil {
@@ -553,7 +553,7 @@ func (c *Consumer) checkOwner(ctx context.Context, db outbox.Querier) error {
 		return errorf("whose the inbox is", err)
 	}
 	if name != "" && name != c.cfg.Group {
-		return fmt.Errorf("%w: it belongs to %q, and %q would skip what that one has handled: give it a database of its own; or, if it takes that one's place, stop that one's members and UPDATE inbox_group SET name = '%[3]s'", ErrGroup, name, c.cfg.Group)
+		return fmt.Errorf("%w: it belongs to the consumer group %q, and %q would skip what that one has handled: give it a database of its own; or, if it takes that one's place, stop that one's members and UPDATE inbox_group SET name = '%[3]s'", ErrGroup, name, c.cfg.Group)
 	}
 	return nil
 }

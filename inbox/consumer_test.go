@@ -645,7 +645,7 @@ func TestAnInboxBelongsToOneGroup(t *testing.T) {
 	}
 	c, _ := r.start(other)
 	belongs := func(err error) bool {
-		return errors.Is(err, inbox.ErrGroup) && strings.Contains(err.Error(), fmt.Sprintf("belongs to %q", cfg.Group))
+		return errors.Is(err, inbox.ErrGroup) && strings.Contains(err.Error(), fmt.Sprintf("belongs to the consumer group %q", cfg.Group))
 	}
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) { // first it joins
 		if err := c.Ready(t.Context()); belongs(err) {

@@ -87,9 +87,10 @@ func (q *queue) dropTopics(topics []string) {
 }
 
 // ready takes up to limit items that may run now, in order. An item that waits for
-// its retry holds back the later ones with its key in its partition. A batch also ends at maxBytes of payload. If nothing is ready, wake is when something will be;
+// its retry holds back the later ones with its key in its partition. A batch also ends at maxBytes of payload; full tells that a limit has ended it.
+// If nothing is ready, wake is when something will be;
 // zero if nothing waits.
-func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) {
+func (q *queue) ready(now time.Time, limit int) (batch []*item, full bool, wake time.Time) {
 	bytes := 0
 	var alone *item // after what can run together: it may take its time
 	for _, p := range q.order {
@@ -117,28 +118,15 @@ func (q *queue) ready(now time.Time, limit int) (batch []*item, wake time.Time) 
 			default:
 				bytes += len(it.record.Value)
 				if batch = append(batch, it); len(batch) == limit || bytes >= maxBytes {
-					return batch, time.Time{}
+					return batch, true, time.Time{}
 				}
 			}
 		}
 	}
 	if len(batch) == 0 && alone != nil {
-		return []*item{alone}, time.Time{}
+		return []*item{alone}, false, time.Time{}
 	}
-	return batch, wake
-}
-
-// fills tells whether limit items, or maxBytes, may run now.
-func (q *queue) fills(limit int) bool {
-	items, bytes := 0, 0
-	for _, held := range q.parts {
-		for _, it := range *held {
-			if !it.done && it.retryAt.IsZero() && !it.alone {
-				items, bytes = items+1, bytes+len(it.record.Value)
-			}
-		}
-	}
-	return items >= limit || bytes >= maxBytes
+	return batch, false, wake
 }
 
 // full returns the partitions that hold most items or more, done ones too, until their offset is marked, or too many bytes. If all

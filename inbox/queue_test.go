@@ -46,21 +46,21 @@ func TestReadyHoldsBackOnlyTheKeyThatWaits(t *testing.T) {
 	items[0].failures, items[0].alone, items[0].retryAt = 1, true, now.Add(time.Second)
 	items[4].failures, items[4].retryAt = 1, now.Add(2*time.Second)
 
-	batch, wake := q.ready(now, 10)
+	batch, _, wake := q.ready(now, 10)
 	if got, want := offsets(batch), "0:1 0:3 0:5 1:0"; got != want {
 		t.Errorf("ready: %s, want %s", got, want)
 	}
 	if !wake.Equal(now.Add(time.Second)) {
 		t.Errorf("wake %v, want the earliest retry", wake.Sub(now))
 	}
-	batch, _ = q.ready(now.Add(time.Second), 10)
+	batch, _, _ = q.ready(now.Add(time.Second), 10)
 	if got, want := offsets(batch), "0:1 0:3 0:5 1:0"; got != want {
 		t.Errorf("the culprit of a transaction goes before %s, want it after %s", got, want)
 	}
 	for _, it := range batch {
 		q.finish(it)
 	}
-	batch, _ = q.ready(now.Add(time.Second), 10)
+	batch, _, _ = q.ready(now.Add(time.Second), 10)
 	if got, want := offsets(batch), "0:0"; got != want {
 		t.Errorf("the culprit of a transaction runs with %s, want it alone: %s", got, want)
 	}
@@ -73,10 +73,10 @@ func TestReadyBoundsABatch(t *testing.T) {
 		it.record.Value = make([]byte, maxBytes/2)
 		q.add(partition{"t", 0}, it)
 	}
-	if batch, _ := q.ready(time.Now(), 1); len(batch) != 1 {
+	if batch, full, _ := q.ready(time.Now(), 1); len(batch) != 1 || !full {
 		t.Errorf("%d items, want the limit of 1", len(batch))
 	}
-	if batch, _ := q.ready(time.Now(), 10); len(batch) != 2 {
+	if batch, full, _ := q.ready(time.Now(), 10); len(batch) != 2 || !full {
 		t.Errorf("%d items, want 2: they have maxBytes", len(batch))
 	}
 }
@@ -87,7 +87,7 @@ func TestDropForgetsPartitions(t *testing.T) {
 		q.add(partition{"t", p}, record(p, 7, "k"))
 	}
 	q.drop(map[string][]int32{"t": {1, 5}, "other": {0}})
-	batch, _ := q.ready(time.Now(), 10)
+	batch, _, _ := q.ready(time.Now(), 10)
 	if got, want := offsets(batch), "0:7 2:7"; got != want || len(q.parts) != 2 {
 		t.Errorf("left %s of %d partitions, want %s of 2", got, len(q.parts), want)
 	}

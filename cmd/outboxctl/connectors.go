@@ -129,7 +129,7 @@ func (o connectorOptions) databaseURL(cmd *cobra.Command, worker, database strin
 		return databaseAt(database, "CONNECTOR_DATABASE_URL", all)
 	}
 	if !isLocal(worker) {
-		address, variable, err = databaseAt(database, "ADMIN_DATABASE_URL", os.Getenv("ADMIN_DATABASE_URL"))
+		address, variable, err = namedDatabaseURL(database)
 		if address == "" && err == nil {
 			err = fmt.Errorf("it is not set, and the worker %s is not at a loopback address, where the local stack's is", worker)
 		}

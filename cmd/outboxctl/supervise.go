@@ -118,6 +118,19 @@ func (o systemFlags) open(ctx context.Context, cmd *cobra.Command) (cfg supervis
 // databaseURL is where a database is: at its service's variable (say ORDER_DATABASE_URL), at
 // ADMIN_DATABASE_URL, or in the local stack. variable is the one that says so, or could.
 func databaseURL(cmd *cobra.Command, database string) (address, variable string, err error) {
+	address, variable, err = namedDatabaseURL(database)
+	if address != "" || err != nil {
+		return address, variable, err
+	}
+	local, err := openStack(cmd)
+	if err != nil {
+		return "", variable, fmt.Errorf("it is not set, and %w", err)
+	}
+	return local.PostgresURL(database), variable, nil
+}
+
+// namedDatabaseURL is [databaseURL] without the local stack: empty if no variable says where any database is.
+func namedDatabaseURL(database string) (address, variable string, err error) {
 	address, variable, err = databaseAt(database, "ADMIN_DATABASE_URL", os.Getenv("ADMIN_DATABASE_URL"))
 	if address != "" || err != nil {
 		return address, variable, err
@@ -127,11 +140,7 @@ func databaseURL(cmd *cobra.Command, database string) (address, variable string,
 			return "", variable, fmt.Errorf("it is not set, and %s is: set all three, or ADMIN_DATABASE_URL", other)
 		}
 	}
-	local, err := openStack(cmd)
-	if err != nil {
-		return "", variable, fmt.Errorf("it is not set, and %w", err)
-	}
-	return local.PostgresURL(database), variable, nil
+	return "", variable, nil
 }
 
 // databaseAt is where a database is: at its service's variable, or on the server of all, whose URL another variable

@@ -187,9 +187,11 @@ func schema(ctx context.Context, url string, d Database) error {
 	if err != nil {
 		return err
 	}
-	statements := append(grantTables(d, all), grantRest(d)...)
+	var statements []string
 	if later {
 		statements = grantTables(d, slices.DeleteFunc(all, func(t table) bool { return slices.Contains(before, t) }))
+	} else {
+		statements = append(grantTables(d, all), grantRest(d)...)
 	}
 	if err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error { return execAll(ctx, tx, statements...) }); err != nil {
 		return err

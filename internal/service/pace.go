@@ -20,6 +20,7 @@ const (
 	little         = 0.4
 	pressureEvery  = 200 * time.Millisecond
 	pressureMemory = time.Second
+	unknown        = time.Duration(-1)
 )
 
 // Pace has transactions begin apart from each other where processors are short. Each of them wakes up some forty threads on its way
@@ -33,12 +34,12 @@ type Pace struct {
 
 	mu       sync.Mutex
 	asked    time.Time
-	was      time.Duration // what stalled said then
+	was      time.Duration // what stalled said then; unknown: nothing
 	pressure float64       // 0 to 1
 }
 
 // NewPace makes one that spaces by most where each processor always has more to do, and by nothing where that cannot be told.
-func NewPace(most time.Duration) *Pace { return &Pace{most: most, stalled: stalledFor} }
+func NewPace(most time.Duration) *Pace { return &Pace{most: most, stalled: stalledFor, was: unknown} }
 
 // Between is how long after the beginning of a transaction the next one begins at the earliest.
 func (p *Pace) Between() time.Duration {
@@ -50,10 +51,9 @@ func (p *Pace) Between() time.Duration {
 	now := time.Now()
 	if since := now.Sub(p.asked); since >= pressureEvery {
 		stalled, err := p.stalled()
-		if err != nil {
-			return 0
-		}
-		if !p.asked.IsZero() {
+		if err != nil { // most systems that do not tell never will
+			stalled, p.pressure = unknown, 0
+		} else if p.was != unknown {
 			share := float64(stalled-p.was) / float64(since)
 			p.pressure += (min(share, 1) - p.pressure) * (1 - math.Exp(-float64(since)/float64(pressureMemory)))
 		}

@@ -64,10 +64,21 @@ func TestPaceFollowsThePressure(t *testing.T) {
 		if d := p.Between(); d < 9*time.Millisecond {
 			t.Errorf("%v after a minute", d)
 		}
-		p.stalled = func() (time.Duration, error) { return 0, errors.New("no such file") }
+		asked, tells := 0, p.stalled
+		p.stalled = func() (time.Duration, error) { asked++; return 0, errors.New("no such file") }
+		time.Sleep(pressureEvery)
+		for range 5 {
+			if d := p.Between(); d != 0 {
+				t.Errorf("%v when it cannot be told", d)
+			}
+		}
+		if asked != 1 {
+			t.Errorf("the system was asked %d times at once", asked)
+		}
+		p.stalled, pressure = tells, 0
 		time.Sleep(pressureEvery)
 		if d := p.Between(); d != 0 {
-			t.Errorf("%v when it cannot be told", d)
+			t.Errorf("%v when it can be told again, of a time that is not known", d)
 		}
 	})
 }
