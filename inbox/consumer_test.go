@@ -1081,5 +1081,7 @@ func TestRunLeavesNoGoroutine(t *testing.T) {
 	_, stop := r.start(cfg)
 	r.eventually(1, effects)
 	stop()
+	r.pool.Close() // pgx may leave a goroutine in the read of an open connection whose write was slow
+	r.look.Close()
 	goleak.VerifyNone(t, before)
 }

@@ -13,6 +13,7 @@ import (
 
 	"outboxsaga/events"
 	"outboxsaga/inbox"
+	"outboxsaga/internal/provision"
 	"outboxsaga/internal/service"
 	"outboxsaga/internal/service/servicetest"
 	"outboxsaga/internal/stacktest"
@@ -63,11 +64,12 @@ type handlers struct {
 }
 
 func openHandlers(t *testing.T) *handlers {
-	pools := map[string]servicetest.Participant{}
+	var migrations [][]provision.Migrations
 	for _, svc := range system.Services() {
-		pools[svc.Name] = servicetest.Participant{Pool: servicetest.Pool(t, svc.Database.Migrations)}
+		migrations = append(migrations, svc.Database.Migrations)
 	}
-	orders, stocks, payments := pools["order-service"].Pool, pools["stock-service"].Pool, pools["payment-service"].Pool
+	pools := servicetest.Pools(t, migrations...)
+	orders, stocks, payments := pools[0], pools[1], pools[2]
 	saga := order.NewSaga(service.Runtime{Pool: orders, Log: slog.New(slog.DiscardHandler), Draining: make(chan struct{})}, time.Hour)
 	h := &handlers{saga: saga, stock: stock.NewStore(stocks), payment: payment.NewStore(payments), sides: map[kind]servicetest.Participant{
 		byOrder:   {Pool: orders, Decode: order.Decode, Batch: saga.NewBatch},

@@ -27,22 +27,37 @@ import (
 )
 
 // Pool is a pool on a fresh database with migrations, with the settings that services
-// use. No goroutine that was started after it may outlive the test.
+// use. No goroutine that was started after it may outlive the test, so a test that needs
+// more than one takes [Pools].
 func Pool(t testing.TB, migrations []provision.Migrations) *service.Pool {
 	t.Helper()
-	url := stacktest.Database(t, migrations...)
+	return Pools(t, migrations)[0]
+}
+
+// Pools is [Pool] for several databases. The look for goroutines is one for all of them: pgx
+// may leave one in the read of a connection whose write was slow, until the pool is closed.
+func Pools(t testing.TB, migrations ...[]provision.Migrations) []*service.Pool {
+	t.Helper()
+	urls := make([]string, len(migrations))
+	for i, m := range migrations {
+		urls[i] = stacktest.Database(t, m...)
+	}
 	leaks := goleak.IgnoreCurrent()
 	t.Cleanup(func() { goleak.VerifyNone(t, leaks) })
-	config, err := service.PoolConfig(url, t.Name())
-	if err != nil {
-		t.Fatal(err)
+	pools := make([]*service.Pool, len(migrations))
+	for i, url := range urls {
+		config, err := service.PoolConfig(url, t.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool, err := pgxpool.NewWithConfig(t.Context(), config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(pool.Close)
+		pools[i] = service.NewPool(pool)
 	}
-	pool, err := pgxpool.NewWithConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(pool.Close)
-	return service.NewPool(pool)
+	return pools
 }
 
 // Participant is the consuming side of stock-service or payment-service.
