@@ -112,7 +112,8 @@ func (r Report) mostMemory(service string) (mib float64) {
 		if p.Part == PartLatency {
 			overloaded = false
 		}
-		if overloaded = overloaded || p.Rate > memoryRate || !p.Holds(); !overloaded {
+		// The idle point comes at once after the warming up, which may be an overload.
+		if overloaded = overloaded || p.Rate > memoryRate || !p.Holds(); !overloaded && p.Rate > 0 {
 			mib = max(mib, p.most(service))
 		}
 	}

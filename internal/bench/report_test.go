@@ -25,7 +25,8 @@ func report() Report {
 		Point{System: Poller, Part: PartLatency, Rate: 500, Achieved: 500, P50: 15, P99: 30, WALPerOrder: 5000, CPU: map[string]float64{"relay": 40, "postgres": 120}},
 		Point{System: Poller, Part: PartLatency, Rate: 200, Achieved: 200, P50: 30, P99: 1500},
 		Point{System: CDC, Part: PartLatency, Rate: 9000, P99: 1500, Memory: map[string]float64{"order-service": 130}},
-		Point{System: CDC, Part: PartLatency, Rate: 0, Cores: map[string]float64{"connect": 0.16, "postgres": 0.01, "walsenders": 0.002}},
+		Point{System: CDC, Part: PartLatency, Rate: 0, Cores: map[string]float64{"connect": 0.16, "postgres": 0.01, "walsenders": 0.002},
+			Memory: map[string]float64{"order-service": 140}},
 		Point{System: Poller, Part: PartLatency, Rate: 0, Cores: map[string]float64{"relay": 0.05, "postgres": 0.1}},
 		Point{System: CDC, Part: PartGrowth, Case: "0 orders", Rate: 500, P99: 20}, Point{System: CDC, Part: PartGrowth, Case: "<1 million> orders", Rate: 500, P99: 30})
 	for _, rate := range []int{7000, 8100, 8000} {
