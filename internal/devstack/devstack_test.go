@@ -619,3 +619,12 @@ func TestFreePorts(t *testing.T) {
 		t.Errorf("%d ports of another program", n)
 	}
 }
+
+// Time that is over says nothing about Java.
+func TestJavaOfAnEndedStart(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := devstack.Java(ctx); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "install") {
+		t.Error(err)
+	}
+}

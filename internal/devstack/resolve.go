@@ -288,6 +288,9 @@ func Java(ctx context.Context) (JVM, error) {
 		return JVM{}, fmt.Errorf("there is no Java (%s): %s", java, advice)
 	}
 	text, err := exec.CommandContext(ctx, found, "-version").CombinedOutput()
+	if over := ctx.Err(); over != nil {
+		return JVM{}, fmt.Errorf("the start ended while %s -version ran: %w: try again, with more time", found, over)
+	}
 	if err != nil {
 		return JVM{}, fmt.Errorf("%s -version fails (%v): %s", found, err, advice)
 	}

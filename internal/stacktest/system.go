@@ -99,8 +99,6 @@ func NewSystemShape(t testing.TB, shape devstack.Shape, env ...string) *System {
 	if os.Getenv("TEST_STACK") == "docker" && (shape.Brokers > 1 || shape.Workers > 1) {
 		t.Skip("containers have one broker and one worker; scripts/compose-test.sh tests more")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-	defer cancel()
 	stack, err := NewShape("system", shape)
 	if err != nil {
 		t.Fatal(err)
@@ -108,9 +106,11 @@ func NewSystemShape(t testing.TB, shape devstack.Shape, env ...string) *System {
 	instances := stack.Shape().Replicas
 	s := &System{Stack: stack, t: t, processes: map[string]devstack.Process{}, urls: map[string][]string{}}
 	t.Cleanup(s.end)
-	if s.bin, err = binaries(); err != nil {
+	if s.bin, err = binaries(); err != nil { // on a new machine that compiles for minutes
 		t.Fatal(err)
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
 	ports, err := system.FreePorts(instances)
 	if err != nil {
 		t.Fatal(err)
